@@ -1,0 +1,124 @@
+"""How a small window slides over an image: the geometry that convolution and pooling share.
+
+Every size and step is a pair (rows, columns). With in_size (H, W), the outputs are
+
+    P = floor((H + 2 padding - dilation (kernel - 1) - 1) / stride) + 1      rows, and the same for the columns,
+
+and output (p, q) sees through tap (i, j) of the window the pixel (p stride - padding + i dilation, q stride - padding + j dilation).
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from minicnn.backend import Array, array_module
+
+Pair = tuple[int, int]
+
+
+def pair(value: Any, name: str, least: int = 0) -> Pair:
+    """An int or a pair of ints, as a pair; ValueError when it is neither or below `least`."""
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(sizes) != 2 or not all(_is_int(n) and n >= least for n in sizes):
+        raise ValueError(f"{name}={value!r}: give one integer, or a pair (rows, columns), of at least {least}")
+    return int(sizes[0]), int(sizes[1])
+
+
+def _is_int(n: Any) -> bool:
+    return hasattr(n, "__index__") and not isinstance(n, bool)
+
+
+class Tap(NamedTuple):
+    """One position inside the window, the outputs that see a real pixel through it (not padding), and these pixels."""
+
+    number: int                             # row-major inside the window
+    at: Pair                                # its row and column inside the window
+    outputs: tuple[slice, slice]
+    pixels: tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The sizes and steps of a sliding window; make one with `Windows.of`, which checks them."""
+
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+
+    @classmethod
+    def of(cls, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Windows:
+        return cls(pair(kernel_size, "kernel_size", 1), pair(stride, "stride", 1), pair(padding, "padding"),
+                   pair(dilation, "dilation", 1), ceil_mode)
+
+    @property
+    def reach(self) -> Pair:
+        """Rows and columns from the first pixel of a window to behind its last."""
+        return self._along(lambda k, d: d * (k - 1) + 1, self.kernel_size, self.dilation)
+
+    @staticmethod
+    def _along(rule: Any, *pairs: Pair) -> Pair:
+        return rule(*(p[0] for p in pairs)), rule(*(p[1] for p in pairs))
+
+    def out_size(self, in_size: Pair) -> Pair:
+        """(H, W) -> (P, Q); ValueError where the padded image is smaller than the window."""
+        room = self._along(lambda n, p, r: n + 2 * p - r, in_size, self.padding, self.reach)
+        if min(room) < 0:
+            raise ValueError(f"an image of {in_size[0]} x {in_size[1]} with padding {self.padding} is smaller than the window of "
+                             f"{self.reach[0]} x {self.reach[1]} (kernel_size={self.kernel_size}, dilation={self.dilation}); "
+                             "use a larger image, a smaller kernel or more padding")
+        if not self.ceil_mode:
+            return self._along(lambda room, s: room // s + 1, room, self.stride)
+        # One more window may hang over the far edge, but it must begin inside the image or its near padding.
+        return self._along(lambda room, n, s, p: min(-(-room // s), (n + p - 1) // s) + 1,
+                           room, in_size, self.stride, self.padding)
+
+    def taps(self, in_size: Pair, out_size: Pair) -> Iterator[Tap]:
+        """Every position of the window that sees a pixel at all, in row-major order."""
+        rows, columns = (self._axis_taps(axis, in_size[axis], out_size[axis]) for axis in (0, 1))
+        for i, (p, h) in rows.items():
+            for j, (q, w) in columns.items():
+                yield Tap(i * self.kernel_size[1] + j, (i, j), (p, q), (h, w))
+
+    def _axis_taps(self, axis: int, in_size: int, out_size: int) -> dict[int, tuple[slice, slice]]:
+        stride, padding, dilation = self.stride[axis], self.padding[axis], self.dilation[axis]
+        found = {}
+        for tap in range(self.kernel_size[axis]):
+            shift = tap * dilation - padding                        # output o sees pixel o * stride + shift
+            first = max(0, -(shift // stride))                      # the first o whose pixel is not before the image
+            behind = min(out_size, (in_size - 1 - shift) // stride + 1)
+            if first < behind:
+                start = first * stride + shift
+                found[tap] = slice(first, behind), slice(start, start + (behind - first - 1) * stride + 1, stride)
+        return found
+
+    def rows(self, outputs: slice, height: int) -> tuple[slice, Windows, int]:
+        """The part of an image of `height` rows that some rows of the output see.
+
+        Returns the slice of its rows, and the padding that these outputs see above and below it: the windows that
+        slide over this part alone (their padding is what lies above), and the number of padded rows below.
+        """
+        above = outputs.start * self.stride[0] - self.padding[0]
+        behind = (outputs.stop - 1) * self.stride[0] - self.padding[0] + self.reach[0]
+        seen = slice(min(max(above, 0), height), max(min(behind, height), 0))
+        return seen, replace(self, padding=(max(seen.start - above, 0), self.padding[1])), max(behind - seen.stop, 0)
+
+
+def slide(image: Array, windows: Windows) -> Array:
+    """(N, H, W, C), padded already -> (N, P, Q, kh, kw, C): every window, as a view; a copy of it is im2col."""
+    xp = array_module(image)
+    (rh, rw), (sh, sw), (dh, dw) = windows.reach, windows.stride, windows.dilation
+    every = xp.lib.stride_tricks.sliding_window_view(image, (rh, rw), (1, 2))       # (N, H', W', C, rh, rw)
+    return every[:, ::sh, ::sw, :, ::dh, ::dw].transpose(0, 1, 2, 4, 5, 3)
+
+
+def channels_last(x: Array) -> Array:
+    """(N, C, H, W) -> (N, H, W, C), contiguous: a view where the memory lies so already, which is how kernels leave it."""
+    return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def channels_first(x: Array) -> Array:
+    """(N, H, W, C) -> (N, C, H, W), a view: the interface's axes over channels-last memory."""
+    return x.transpose(0, 3, 1, 2)

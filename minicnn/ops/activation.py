@@ -1,0 +1,76 @@
+"""The non-linear steps between the linear ones, and dropout."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minicnn.autograd import Tensor, op
+from minicnn.backend import Array, array_module, device_of, to_device
+from minicnn.ops.arithmetic import exp
+from minicnn.ops.movement import sum
+
+
+@op
+def relu(x: Array) -> Array:
+    """y = max(x, 0)      dx = dy where y > 0, else 0 (at 0 too)"""
+    return np.maximum(x, 0)
+
+
+@relu.backward("x")
+def relu_dx(dy, y):
+    return dy * (y > 0)
+
+
+@op
+def sigmoid(x: Array) -> Array:
+    """y = 1 / (1 + e^-x)      dx = dy y (1 - y)"""
+    e = np.exp(-np.abs(x))                              # of the negative side only: never overflows
+    return array_module(x).where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@sigmoid.backward("x")
+def sigmoid_dx(dy, y):
+    return dy * y * (1.0 - y)
+
+
+@op
+def softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = e^(x_i) / sum_j e^(x_j) along `axis`      dx = y (dy - sum_j dy_j y_j)"""
+    e = np.exp(x - x.max(axis=axis, keepdims=True))     # the same quotient, and no overflow
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+@softmax.backward("x")
+def softmax_dx(dy, y, axis):
+    return y * (dy - sum(dy * y, axis, keepdims=True))
+
+
+@op
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = x_i - log sum_j e^(x_j) along `axis`      dx = dy - e^y sum_j dy_j"""
+    z = x - x.max(axis=axis, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=axis, keepdims=True))
+
+
+@log_softmax.backward("x")
+def log_softmax_dx(dy, y, axis):
+    return dy - exp(y) * sum(dy, axis, keepdims=True)
+
+
+def dropout(x: Any, p: float, *, train: bool, rng: np.random.Generator | None = None) -> Any:
+    """Set a random share p of the numbers to 0 and scale the others by 1 / (1 - p), so that the mean stays; only in training.
+
+    rng: a NumPy Generator, which both backends draw from, so that one seed gives one mask on either.
+    Source: Srivastava et al., "Dropout", 2014 (inverted scaling).
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout: p={p} must be a share between 0 and 1")
+    if not train or p == 0.0:
+        return x
+    if rng is None:
+        raise ValueError("dropout in training draws random numbers: pass rng=numpy.random.default_rng(seed)")
+    array = x.data if isinstance(x, Tensor) else x
+    kept = rng.random(array.shape, dtype=np.float32) >= p
+    mask = (kept * (1.0 / (1.0 - p) if p < 1.0 else 0.0)).astype(array.dtype)
+    return x * to_device(mask, device_of(array))

@@ -1,0 +1,111 @@
+"""Convolution: three maps, each the others' derivative.
+
+conv2d(x, weight) is linear in x and in weight. So its gradient in x is a linear map of dy that depends on weight alone
+(`conv2d_input_grad`, the transposed convolution), its gradient in weight one that depends on x alone
+(`conv2d_weight_grad`), and the derivatives of these two lead back to the three: gradients of any order.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from minicnn.autograd import op
+from minicnn.backend import Array
+from minicnn.kernels import conv as kernels
+from minicnn.kernels.windows import Windows
+from minicnn.ops.movement import sum
+
+
+@op
+def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+           groups: int = 1) -> Array:
+    """Slide every filter over every image: cross-correlation with zero padding.
+
+    y[n, k, p, q] = bias[k] + sum_{c, i, j} weight[k, c, i, j] x[n, c, p stride - padding + i dilation, q stride - ...]
+
+    x: (N, C, H, W).   weight: (K, C / groups, kh, kw).   bias: (K,) or None.   Returns (N, K, P, Q) with
+    P = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and Q alike.
+    stride, padding, dilation: an int, or a pair (rows, columns).
+    groups: filters k of a group see the channels of their group alone; groups = C is a depthwise convolution.
+    Raises ValueError where the shapes do not fit.
+    """
+    windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
+    _check(x, weight, bias, groups)
+    return kernels.conv2d(x, weight, bias, windows, groups)
+
+
+@conv2d.backward("x")
+def conv2d_dx(dy, weight, x_shape, stride, padding, dilation, groups):
+    return conv2d_input_grad(dy, weight, x_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@conv2d.backward("weight")
+def conv2d_dweight(dy, x, weight_shape, stride, padding, dilation, groups):
+    return conv2d_weight_grad(x, dy, weight_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@conv2d.backward("bias")
+def conv2d_dbias(dy):
+    return sum(dy, (0, 2, 3))
+
+
+@op
+def conv2d_input_grad(dy: Array, weight: Array, in_size: tuple[int, int], *, stride: Any = 1, padding: Any = 0,
+                      dilation: Any = 1, groups: int = 1) -> Array:
+    """(N, K, P, Q), (K, C / groups, kh, kw) -> (N, C, H, W): each output's number back to the pixels it saw, times the weight.
+
+    dx[n, c, p stride - padding + i dilation, ...] += sum_k weight[k, c, i, j] dy[n, k, p, q]
+    """
+    windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
+    return kernels.conv2d_input_grad(dy, weight, in_size, windows, groups)
+
+
+@conv2d_input_grad.backward("dy")
+def conv2d_input_grad_ddy(g, weight, stride, padding, dilation, groups):
+    return conv2d(g, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@conv2d_input_grad.backward("weight")
+def conv2d_input_grad_dweight(g, dy, weight_shape, stride, padding, dilation, groups):
+    return conv2d_weight_grad(g, dy, weight_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@op
+def conv2d_weight_grad(x: Array, dy: Array, kernel_size: tuple[int, int], *, stride: Any = 1, padding: Any = 0,
+                       dilation: Any = 1, groups: int = 1) -> Array:
+    """(N, C, H, W), (N, K, P, Q) -> (K, C / groups, kh, kw): how much of each output's number each weight is answerable for.
+
+    dweight[k, c, i, j] = sum_{n, p, q} dy[n, k, p, q] x[n, c, p stride - padding + i dilation, ...]
+    """
+    windows = Windows.of(kernel_size, stride, padding, dilation)
+    return kernels.conv2d_weight_grad(x, dy, windows, groups)
+
+
+@conv2d_weight_grad.backward("x")
+def conv2d_weight_grad_dx(g, dy, x_shape, stride, padding, dilation, groups):
+    return conv2d_input_grad(dy, g, x_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@conv2d_weight_grad.backward("dy")
+def conv2d_weight_grad_ddy(g, x, stride, padding, dilation, groups):
+    return conv2d(x, g, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def _kernel_size(weight: Array) -> tuple[int, int]:
+    if weight.ndim != 4:
+        raise ValueError(f"conv2d: weight must have 4 axes (K, C / groups, kh, kw), not shape {tuple(weight.shape)}")
+    return weight.shape[2:]         # type: ignore[no-any-return]
+
+
+def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"conv2d: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}; "
+                         "a single image becomes a batch with x[None]")
+    c, (k, c_group) = x.shape[1], weight.shape[:2]
+    if groups < 1 or c % groups or k % groups:
+        raise ValueError(f"conv2d: groups={groups} must divide the {c} channels of x {tuple(x.shape)} "
+                         f"and the {k} filters of weight {tuple(weight.shape)}")
+    if c_group * groups != c:
+        raise ValueError(f"conv2d: x {tuple(x.shape)} has {c} channels, but weight {tuple(weight.shape)} with groups={groups} "
+                         f"reads {c_group * groups}: weight must be (K, C / groups, kh, kw) = (K, {c // groups}, kh, kw)")
+    if bias is not None and tuple(bias.shape) != (k,):
+        raise ValueError(f"conv2d: bias {tuple(bias.shape)} must have one number for each of the {k} filters: ({k},)")

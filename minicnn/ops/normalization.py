@@ -1,0 +1,104 @@
+"""Batch normalisation.
+
+In training each channel is shifted and scaled to mean 0 and variance 1 over the batch, then by learned numbers:
+
+    x_hat = (x - mean) / sqrt(var + eps),     y = weight x_hat + bias
+
+At inference mean and var are running averages, constants, and the whole is one number times x plus another.
+Source: Ioffe, Szegedy, "Batch Normalization", 2015.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from minicnn.autograd import op
+from minicnn.backend import Array
+from minicnn.kernels import normalization as kernels
+from minicnn.ops.movement import mean, reshape, sum
+
+OVER = (0, 2, 3)        # a channel's numbers: all images, all pixels
+
+
+def batch_norm(x: Any, weight: Any, bias: Any, running_mean: Array, running_var: Array, *, train: bool,
+               momentum: float = 0.1, eps: float = 1e-5) -> Any:
+    """Normalise every channel: (N, C, H, W) -> (N, C, H, W); weight, bias, running_mean, running_var: (C,).
+
+    train=True: by the batch's own mean and biased variance; the running arrays move towards them in place,
+    running += momentum (batch - running), with the unbiased variance (over m - 1 of the m = N H W numbers).
+    train=False: by the running arrays, which stay as they are.
+    Raises ValueError for shapes that do not fit, and in training for one number a channel: its variance is no estimate.
+    """
+    _check(x, weight, bias, running_mean, running_var)
+    if not train:
+        scale = weight * (running_var + eps) ** -0.5        # new arrays: later training steps move the running ones in place
+        return affine(x, scale, bias - scale * running_mean.copy())
+    m = x.shape[0] * x.shape[2] * x.shape[3]
+    if m < 2:
+        raise ValueError(f"batch_norm: x {tuple(x.shape)} has {m} value a channel, and training needs at least 2 to have a "
+                         "variance: use a larger batch or image, or train=False")
+    y, batch_mean, batch_var = normalize(x, weight, bias, eps)
+    running_mean += momentum * (batch_mean - running_mean)
+    running_var += momentum * (batch_var * (m / (m - 1)) - running_var)
+    return y
+
+
+@op(extras=("batch_mean", "batch_var"))
+def normalize(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """y = weight (x - mean) / sqrt(var + eps) + bias, with the batch's mean and biased variance of each channel
+
+    dbias = sum dy,   dweight = sum dy x_hat,   dx = weight / sqrt(var + eps) (dy - mean(dy) - x_hat mean(dy x_hat))
+
+    The last two terms of dx: moving one number moves the mean and the variance that all the others are measured by.
+    """
+    return kernels.normalize(x, weight, bias, eps)
+
+
+@normalize.backward("x", "weight", "bias")
+def normalize_backward(dy, x, weight, eps):
+    centred = x - mean(x, OVER, keepdims=True)              # computed again from x, so that its own derivative exists
+    inv_std = (mean(centred * centred, OVER, keepdims=True) + eps) ** -0.5
+    x_hat = centred * inv_std
+    dx = _per_channel(weight) * inv_std * (dy - mean(dy, OVER, keepdims=True) - x_hat * mean(dy * x_hat, OVER, keepdims=True))
+    return dx, sum(dy * x_hat, OVER), sum(dy, OVER)
+
+
+@normalize.backward("x", "weight", "bias", fused=True)
+def normalize_fused_backward(dy, x, weight, batch_mean, batch_var, eps, wanted):
+    return kernels.normalize_grad(dy, x, weight, batch_mean, batch_var, eps, "x" in wanted)
+
+
+@op
+def affine(x: Array, scale: Array, shift: Array) -> Array:
+    """y = scale x + shift, one number of each a channel      dx = dy scale,  dscale = sum dy x,  dshift = sum dy"""
+    y = x * scale.reshape(-1, 1, 1)
+    y += shift.reshape(-1, 1, 1)
+    return y
+
+
+@affine.backward("x")
+def affine_dx(dy, scale):
+    return dy * _per_channel(scale)
+
+
+@affine.backward("scale")
+def affine_dscale(dy, x):
+    return sum(dy * x, OVER)
+
+
+@affine.backward("shift")
+def affine_dshift(dy):
+    return sum(dy, OVER)
+
+
+def _per_channel(v: Any) -> Any:
+    return reshape(v, (1, -1, 1, 1))
+
+
+def _check(x: Any, weight: Any, bias: Any, running_mean: Array, running_var: Array) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"batch_norm: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}")
+    named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, v in named.items():
+        if tuple(v.shape) != (x.shape[1],):
+            raise ValueError(f"batch_norm: {name} {tuple(v.shape)} must have one number for each of the {x.shape[1]} channels "
+                             f"of x {tuple(x.shape)}: ({x.shape[1]},)")
