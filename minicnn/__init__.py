@@ -4,10 +4,14 @@
     y = mc.ops.relu(mc.ops.conv2d(x, weight, padding=1))
     y.sum().backward()                      # x.grad
 """
-from minicnn import ops
+from minicnn import data, initialization, layers, models, ops, optim
 from minicnn.autograd import Op, Tensor, grad, no_grad, op
 from minicnn.kernels.conv import col2im, im2col
+from minicnn.weights import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["Op", "Tensor", "col2im", "grad", "im2col", "no_grad", "op", "ops"]
+__all__ = [
+    "Op", "Tensor", "col2im", "data", "grad", "im2col", "initialization", "layers", "load", "models", "no_grad", "op", "ops", "optim",
+    "save",
+]

@@ -244,10 +244,13 @@ class Op:
             elif isinstance(value, np.generic):
                 value = _without_promotion(value)
             values[name] = value
-        self._check_agreement(values)
+        floating = self._check_agreement(values)
         result = self.forward(**values)
         y, *extras = result if self.extras else (result,)
         y = np.asarray(y) if isinstance(y, np.generic) else y    # NumPy's reductions give scalars, CuPy's 0-d arrays
+        if floating is not None and y.dtype.kind == "f" and y.dtype != floating:
+            raise TypeError(f"{self.__name__} made {y.dtype} of {floating}: an integer array among its arguments promotes it; "
+                            f"convert that with array.astype({str(floating)!r})")
         if not any_tensor:
             return (y, *extras) if self.extras else y
         node = None
@@ -258,8 +261,8 @@ class Op:
         out = Tensor.tied(y, node)
         return (out, *extras) if self.extras else out
 
-    def _check_agreement(self, values: Mapping[str, Any]) -> None:
-        """One library and one floating type an op, before any work is done."""
+    def _check_agreement(self, values: Mapping[str, Any]) -> np.dtype[Any] | None:
+        """One library and one floating type an op, before any work is done. Returns the type, if any argument is floating."""
         arrays = [v for value in values.values() for v in (value if type(value) in (list, tuple) else (value,)) if is_array(v)]
         array_module(*arrays)
         kinds = {a.dtype for a in arrays if a.dtype.kind == "f"}
@@ -267,6 +270,7 @@ class Op:
             named = ", ".join(f"{n}: {v.dtype}{tuple(v.shape)}" for n, v in values.items() if is_array(v))
             raise TypeError(f"{self.__name__} mixes {' and '.join(sorted(str(k) for k in kinds))} ({named}); "
                             "an op works in one floating type: convert one side with array.astype(...) or model.astype(...)")
+        return next(iter(kinds), None)
 
 
 def _shape(value: Any) -> Any:
