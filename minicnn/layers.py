@@ -163,7 +163,7 @@ class Layer:
     def __repr__(self) -> str:
         """The call that made it, without what is default."""
         said = []
-        for p in list(inspect.signature(type(self).__init__).parameters.values())[1:]:
+        for p in inspect.signature(type(self)).parameters.values():
             value = getattr(self, f"_with_{p.name}", getattr(self, p.name, p.default))
             if p.default is p.empty:
                 said.append(repr(value))
