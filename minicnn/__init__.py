@@ -12,6 +12,7 @@ from minicnn.weights import load, save
 __version__ = "0.1.0"
 
 __all__ = [
-    "Op", "Tensor", "col2im", "data", "grad", "im2col", "initialization", "layers", "load", "models", "no_grad", "op", "ops", "optim",
+    "Op", "Tensor", "col2im", "data", "grad", "im2col", "initialization", "layers", "load", "models", "no_grad", "op", "ops",
+    "optim",
     "save",
 ]

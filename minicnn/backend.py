@@ -9,6 +9,7 @@ and the name of any further library that was let in with `adopt`.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -22,7 +23,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import threadpoolctl  # type: ignore[import-untyped]
+import threadpoolctl
 
 Array = Any  # np.ndarray, cupy.ndarray or an adopted library's: they share their methods but no base class
 
@@ -99,7 +100,7 @@ def is_array(value: object) -> bool:
 def _known_owner(array: object) -> _Library:
     owner = _owner(array)
     if owner is None:
-        raise TypeError(f"expected an array of NumPy or CuPy, not {type(array).__name__}: make one with np.asarray(...)")
+        raise TypeError(f"expected an array of NumPy or CuPy, not {type(array).__name__}: make one with np.asarray")
     return owner
 
 
@@ -110,7 +111,8 @@ def adopt(module: ModuleType, device: str) -> None:
     Raises ValueError for a name that is taken.
     """
     if device in ("cuda", "auto") or (device in _libraries and _libraries[device].module is not module):
-        raise ValueError(f"the device name {device!r} is taken ({_device_names()}): adopt {module.__name__} under another")
+        raise ValueError(f"the device name {device!r} is taken: adopt {module.__name__} under one that is none of "
+                         f"{_device_names()}")
     _libraries[device] = _Library(device, module)
     _owners.clear()  # its arrays may have been looked at before, and found to be nobody's
 
@@ -132,7 +134,8 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
 def to_device(array: Array, device: str) -> Array:
     """The array on `device` ("cpu", "cuda", "auto" or an adopted name): itself if it is there already, else a copy.
 
-    Raises ValueError for an unknown device, BackendUnavailable for "cuda" where no GPU works, TypeError for a non-array.
+    Raises ValueError for an unknown device, BackendUnavailable for "cuda" where no GPU works, TypeError for a
+    non-array.
     """
     current, wanted = device_of(array), resolve_device(device)
     if current == wanted:
@@ -150,7 +153,7 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         status = cuda_status()
         if status.installed and not status.available:
-            _warn_once(f"computing on the CPU, since the GPU cannot be used: {status.reason}. To mend it: {status.cure}")
+            _warn_once(f"computing on the CPU; the GPU cannot be used: {status.reason}. To mend it: {status.cure}")
         return "cuda" if status.available else "cpu"
     if device == "cuda":
         status = cuda_status()
@@ -174,7 +177,7 @@ def _warn_once(message: str) -> None:
 
 @dataclass(frozen=True)
 class Status:
-    """What the probe found: whether CuPy computes, else the reason and its cure; `facts` are versions, device, memory."""
+    """What the probe found: whether CuPy computes, else the reason and the cure; `facts` are versions and device."""
 
     available: bool
     reason: str = ""
@@ -202,6 +205,9 @@ def cuda_status() -> Status:
         _check_arithmetic(cupy)
     except BackendUnavailable as problem:
         return Status(False, problem.reason, problem.cure, facts)
+    except Exception as error:  # whatever else a CuPy may do, the CPU must stay usable
+        return Status(False, f"CuPy fails in an unknown way ({_one_line(error)})",
+                      "`python -c 'import cupy; cupy.show_config()'` may tell what it lacks", facts)
     return Status(True, facts=facts)
 
 
@@ -264,7 +270,8 @@ def _check_arithmetic(cupy: Any) -> None:
         ones = cupy.ones((2, 2), dtype=np.float32)
         total = float((ones @ ones).sum())
     except MemoryError:
-        raise BackendUnavailable("the GPU's memory is full", "end a process that holds it; `nvidia-smi` lists them") from None
+        raise BackendUnavailable("the GPU's memory is full",
+                                 "end a process that holds it; `nvidia-smi` lists them") from None
     except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
         raise _device_fails(error) from None
     except Exception as error:  # ImportError from cuBLAS, RuntimeErrors from NVRTC, CompileException without headers
@@ -289,7 +296,8 @@ def _install(major: int, remove: Any = ()) -> str:
 def _not_installed(driver: int) -> BackendUnavailable:
     if driver == 0:
         return BackendUnavailable("CuPy is not installed, and no NVIDIA driver answers on this machine",
-                                  f"nothing without an NVIDIA GPU; with one, install its driver, then {_install(13)}")
+                                  "nothing to do without an NVIDIA GPU; with one, install its driver, then "
+                                  f"{_install(13)}")
     if driver < 12000:
         return BackendUnavailable(f"CuPy is not installed, and the NVIDIA driver supports only CUDA {_version(driver)}",
                                   f"update the driver ({_DRIVERS}), then {_install(13)}")
@@ -300,7 +308,7 @@ def _driver_too_old(driver: int, built_for: int) -> BackendUnavailable:
     update = f"update the driver ({_DRIVERS})"
     older = f"{_install(12, remove=_cupy_packages())} or "
     return BackendUnavailable(
-        f"the NVIDIA driver supports CUDA {_version(driver)}, too old for this CuPy, built for CUDA {_version(built_for)}",
+        f"the NVIDIA driver supports CUDA {_version(driver)}, too old for this CuPy, built for {_version(built_for)}",
         older + update if driver // 1000 == 12 < built_for // 1000 else update)
 
 
@@ -326,15 +334,13 @@ def _cupy_packages() -> dict[str, str]:
              "cupy-rocm-4-3", "cupy-rocm-5-0", "cupy-rocm-7-0", "cupy-rocm-7-1", "amd-cupy"]
     found = {}
     for name in names:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return found
 
 
 def _driver_version() -> int:
-    """The newest CUDA that the NVIDIA driver supports, 13000 for 13.0, asked without CuPy; 0 where no driver answers."""
+    """The newest CUDA the NVIDIA driver supports, 13000 for 13.0, asked without CuPy; 0 where no driver answers."""
     version = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -345,7 +351,7 @@ def _driver_version() -> int:
 
 
 def _cuda_major(version: int) -> int:
-    """The extra to install, cuda12 or cuda13, for a driver or CuPy of this CUDA version (0: unknown, take the newest)."""
+    """The extra to install, cuda12 or cuda13, for a driver or CuPy of this CUDA version (0: unknown, the newest)."""
     return 12 if 0 < version < 13000 else 13
 
 

@@ -25,14 +25,14 @@ def fans(shape: Shape) -> tuple[int, int]:
 def normal(std: float) -> Initializer:
     """Normal with mean 0 and the given standard deviation."""
     def draw(shape: Shape, rng: np.random.Generator, dtype: Any) -> np.ndarray[Any, Any]:
-        return rng.standard_normal(shape, dtype=dtype) * np.dtype(dtype).type(std)
+        return np.multiply(rng.standard_normal(shape, dtype=dtype), std)
     return draw
 
 
 def uniform(bound: float) -> Initializer:
     """Uniform between -bound and bound."""
     def draw(shape: Shape, rng: np.random.Generator, dtype: Any) -> np.ndarray[Any, Any]:
-        return (rng.random(shape, dtype=dtype) * 2 - 1) * np.dtype(dtype).type(bound)
+        return np.multiply(rng.random(shape, dtype=dtype), 2 * bound) - bound
     return draw
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -469,10 +470,8 @@ class Sequential(Layer):
     def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
         shape = in_shape
         for name, layer in self.children():
-            try:
+            with _inside(name, layer):
                 shape = layer.build(shape, rng, dtype)
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise _located(error, name, layer) from None
         paths = [path for path, _, _ in self._entries()]
         twice = {path for path in paths if paths.count(path) > 1} if len(set(paths)) < len(paths) else set()
         if twice:
@@ -483,11 +482,9 @@ class Sequential(Layer):
         return super().__call__(x, train, self.rng if rng is None else rng)
 
     def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
-        for i, layer in enumerate(self.layers):
-            try:
+        for name, layer in self.children():
+            with _inside(name, layer):
                 x = layer(x, train, rng)
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise _located(error, str(i) if layer.name is None else layer.name, layer) from None
         return x
 
     def __len__(self) -> int:
@@ -522,22 +519,18 @@ class Residual(Layer):
     def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
         shapes = []
         for name, branch in self.children():
-            try:
+            with _inside(name, branch):
                 shapes.append(branch.build(in_shape, rng, dtype))
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise _located(error, name, branch) from None
         if shapes[0] != shapes[1]:
-            raise ValueError(f"Residual adds its body, {in_shape} -> {shapes[0]}, to its shortcut, {in_shape} -> {shapes[1]}: the two "
-                             "must end in one shape; give the shortcut a 1x1 convolution of the body's channels and stride")
+            raise ValueError(f"Residual adds its body, {in_shape} -> {shapes[0]}, to its shortcut, {in_shape} -> {shapes[1]}: "
+                             "the two must end in one shape; give the shortcut a 1x1 convolution of the body's channels and stride")
         return shapes[0]
 
     def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
         results = []
         for name, branch in self.children():
-            try:
+            with _inside(name, branch):
                 results.append(branch(x, train, rng))
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise _located(error, name, branch) from None
         return results[0] + results[1]
 
     def __repr__(self) -> str:
@@ -560,10 +553,14 @@ def _image_shape(kind: str, in_shape: Shape) -> Shape:
     return in_shape
 
 
-def _located(error: Exception, name: str, layer: Layer) -> Exception:
-    """The same error with the layer's path in front: each list on the way out adds its part."""
-    path, kind, message = getattr(error, "_location", ("", type(layer).__name__, str(error)))
-    path = ".".join(part for part in (name, path) if part)
-    error._location = path, kind, message           # type: ignore[attr-defined]
-    error.args = (f"{path} ({kind}): {message}",)
-    return error
+@contextmanager
+def _inside(name: str, layer: Layer) -> Iterator[None]:
+    """Put the layer's path in front of an error's message: each list on the way out adds its part."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        path, kind, message = getattr(error, "_location", ("", type(layer).__name__, str(error)))
+        path = ".".join(part for part in (name, path) if part)
+        error._location = path, kind, message       # type: ignore[attr-defined]
+        error.args = (f"{path} ({kind}): {message}",)
+        raise

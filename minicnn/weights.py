@@ -117,7 +117,8 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
 def _write_safetensors(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
     save_file = _safetensors().numpy.save_file
     strings = {name: str(a) for name, a in flat.items() if a.dtype.kind == "U"}
-    save_file({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in flat.items() if name not in strings}, path, strings or None)
+    tensors = {name: np.array(a, order="C") for name, a in flat.items() if name not in strings}
+    save_file(tensors, path, strings or None)
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
@@ -125,7 +126,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any,
     try:
         with library.safe_open(path, "np") as file:
             strings = {name: np.asarray(text) for name, text in (file.metadata() or {}).items() if name != "format"}
-            return {**{name: file.get_tensor(name) for name in file.keys()}, **strings}
+            return {**{name: file.get_tensor(name) for name in file.keys()}, **strings}      # noqa: SIM118 (no dict)
     except (library.SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is damaged or not a safetensors file ({error})") from None
 

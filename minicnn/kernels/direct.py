@@ -34,7 +34,7 @@ def _out_size(in_size: tuple[int, int], kernel_size: tuple[int, int], stride: tu
 def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: tuple[int, int] = (1, 1),
            padding: tuple[int, int] = (0, 0), dilation: tuple[int, int] = (1, 1), groups: int = 1) -> Array:
     """y[n, k, p, q] = bias[k] + sum over c, i, j of weight[k, c, i, j] * x[n, group's c, p*sh - ph + i*dh, q*sw - pw + j*dw]."""
-    (n_images, c_in, *size), (c_out, c_group, *kernel_size) = x.shape, weight.shape
+    (n_images, _, *size), (c_out, c_group, *kernel_size) = x.shape, weight.shape
     out_size = _out_size(size, kernel_size, stride, padding, dilation)
     y = array_module(x).zeros((n_images, c_out, *out_size), x.dtype)
     for n, k, p, q in np.ndindex(*y.shape):

@@ -31,7 +31,7 @@ def max_pool2d(x: Array, windows: Windows) -> tuple[Array, Array]:
 
 
 def give_to_winner(dy: Array, winner: Array, in_size: Pair, windows: Windows) -> Array:
-    """The adjoint of `take_from_winner`: each output's number goes to the pixel that won its window. (N, C, P, Q) -> (N, C, H, W)."""
+    """The adjoint of `take_from_winner`: each output's number goes to the pixel that won. (N, C, P, Q) -> (N, C, H, W)."""
     dx = _like(dy, in_size, 0, dy.dtype)
     xp = array_module(dy)
     for tap in windows.taps(in_size, dy.shape[2:]):                             # taps in a fixed order: the same bits every time

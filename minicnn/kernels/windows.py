@@ -4,7 +4,7 @@ Every size and step is a pair (rows, columns). With in_size (H, W), the outputs 
 
     P = floor((H + 2 padding - dilation (kernel - 1) - 1) / stride) + 1      rows, and the same for the columns,
 
-and output (p, q) sees through tap (i, j) of the window the pixel (p stride - padding + i dilation, q stride - padding + j dilation).
+and through tap (i, j) output (p, q) sees the pixel (p stride - padding + i dilation, q stride - padding + j dilation).
 """
 from __future__ import annotations
 

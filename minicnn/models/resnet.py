@@ -52,8 +52,8 @@ class PadShortcut(Layer):
     def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
         c, h, w = in_shape
         if (self.channels - c) % 2 or self.channels < c:
-            raise ValueError(f"an option A shortcut adds zero channels on both sides: from {c} channels to {self.channels} it cannot; "
-                             'use shortcut="B"')
+            raise ValueError(f"an option A shortcut adds as many zero channels before as after; from {c} to {self.channels} "
+                             'it cannot; use shortcut="B"')
         return self.channels, -(-h // self.stride), -(-w // self.stride)
 
     def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
@@ -119,7 +119,7 @@ def cifar_resnet(depth: int, num_classes: int = 10, in_shape: Sequence[int] = (3
         raise ValueError(f"depth={depth} must be 6 n + 2: 20, 32, 44, 56, 110, ...")
     stages = []
     for i, channels in enumerate((16, 32, 64)):
-        change = [] if i == 0 else [PadShortcut(channels, 2)] if shortcut == "A" else projection(channels, 2)
+        change: list[Layer] = [] if i == 0 else [PadShortcut(channels, 2)] if shortcut == "A" else projection(channels, 2)
         stages.append(stage(basic_block, channels, (depth - 2) // 6, 1 if i == 0 else 2, change, "shortcut").named(f"layer{i + 1}"))
     return Sequential([*conv_bn(16, 3, names=("conv1", "bn1")), ReLU().named("relu"), *stages,
                        GlobalAvgPool2d().named("avgpool"), Linear(num_classes).named("linear")], in_shape, seed, dtype)

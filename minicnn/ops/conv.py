@@ -93,7 +93,7 @@ def conv2d_weight_grad_ddy(g, x, stride, padding, dilation, groups):
 def _kernel_size(weight: Array) -> tuple[int, int]:
     if weight.ndim != 4:
         raise ValueError(f"conv2d: weight must have 4 axes (K, C / groups, kh, kw), not shape {tuple(weight.shape)}")
-    return weight.shape[2:]         # type: ignore[no-any-return]
+    return weight.shape[2:]
 
 
 def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:

@@ -37,7 +37,7 @@ def linear_dbias(dy):
 
 def _check(x: Array, weight: Array, bias: Array | None) -> None:
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(f"linear: x {tuple(x.shape)} must be (N, in) and weight {tuple(weight.shape)} (out, in) with the same `in`; "
+        raise ValueError(f"linear: x {tuple(x.shape)} must be (N, in) and weight {tuple(weight.shape)} (out, in) of one `in`; "
                          "images are flattened first, x.reshape(len(x), -1)")
     if bias is not None and tuple(bias.shape) != weight.shape[:1]:
         raise ValueError(f"linear: bias {tuple(bias.shape)} must have one number for each of the {len(weight)} outputs "

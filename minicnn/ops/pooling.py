@@ -129,7 +129,8 @@ def _averaging(n: int, parts: int) -> np.ndarray[Any, Any]:
 def _areas(windows: Windows, in_size: Pair) -> np.ndarray[Any, Any]:
     """(P, Q): how many pixels and padding zeros each window sees; fewer where ceil_mode lets it hang over the padding."""
     sides = []
-    for n, out, k, s, p in zip(in_size, windows.out_size(in_size), windows.kernel_size, windows.stride, windows.padding, strict=True):
+    out_size = windows.out_size(in_size)
+    for n, out, k, s, p in zip(in_size, out_size, windows.kernel_size, windows.stride, windows.padding, strict=True):
         start = np.arange(out) * s - p
         sides.append(np.minimum(start + k, n + p) - start)
     return np.multiply.outer(*sides)
