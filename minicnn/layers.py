@@ -561,6 +561,6 @@ def _inside(name: str, layer: Layer) -> Iterator[None]:
     except (ValueError, TypeError, RuntimeError) as error:
         path, kind, message = getattr(error, "_location", ("", type(layer).__name__, str(error)))
         path = ".".join(part for part in (name, path) if part)
-        error._location = path, kind, message       # type: ignore[attr-defined]
+        setattr(error, "_location", (path, kind, message))      # noqa: B010 (no attribute that mypy knows)
         error.args = (f"{path} ({kind}): {message}",)
         raise

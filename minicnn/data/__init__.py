@@ -1,0 +1,29 @@
+"""Data sets in memory, and the way of their images to the model: `load`, `batches`, `augment`, `Normalize`.
+
+Every data set comes as (train, test), two `ImageSet`s. Whatever is wrong with files is a `DataError`, in one line.
+"""
+from .augmentation import Normalize, augment, channel_statistics
+from .batching import batches, steps_per_epoch
+from .cifar import cifar10
+from .files import DataError
+from .folder import image_folder
+from .handwritten import digits, mnist
+from .imageset import ImageSet
+from .loading import load
+from .pictures import read_image
+
+__all__ = [
+    "DataError",
+    "ImageSet",
+    "Normalize",
+    "augment",
+    "batches",
+    "channel_statistics",
+    "cifar10",
+    "digits",
+    "image_folder",
+    "load",
+    "mnist",
+    "read_image",
+    "steps_per_epoch",
+]

@@ -1,0 +1,93 @@
+"""What happens to pixels between the data set and the model: normalisation, and random shifts and flips."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .imageset import Images
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and (biased) standard deviation of pixel / 255, per channel of images (N, C, H, W).
+
+    Sums of bytes and of their squares are integers, added up exactly; only the last steps round.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
+        raise ValueError(f"images are {images.dtype}{images.shape}; channel statistics take uint8 (N, C, H, W), none 0")
+    total, squares = np.zeros((2, images.shape[1]), np.int64)
+    for start in range(0, len(images), 1000):               # by blocks: the squares take eight times the images' memory
+        block = images[start:start + 1000].astype(np.int64)
+        total += block.sum((0, 2, 3))
+        squares += (block * block).sum((0, 2, 3))
+    count = images.size // images.shape[1]
+    # count and the sums become Python integers, which cannot overflow: var = (n sum x^2 - (sum x)^2) / n^2
+    mean = tuple(int(s) / (255 * count) for s in total)
+    std = tuple((count * int(q) - int(s) ** 2) ** 0.5 / (255 * count) for s, q in zip(total, squares, strict=True))
+    return mean, std
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """uint8 images (..., C, H, W) to floating point: (pixel / 255 - mean) / std, per channel.
+
+    Raises ValueError where mean and std differ in length, or a std is not positive (as of a channel that is constant
+    over the whole data set).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):                        # plain floats, so that == compares and JSON takes them
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; both need one a channel")
+        if not (np.isfinite([*self.mean, *self.std]).all() and min(self.std) > 0):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and every std positive")
+
+    def __call__(self, images: Images, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-3] != len(self.mean):
+            raise ValueError(f"images are {images.dtype}{images.shape}; Normalize with {len(self.mean)} means takes "
+                             f"uint8 (..., {len(self.mean)}, H, W)")
+        if not np.issubdtype(dtype, np.floating):
+            raise ValueError(f"dtype={dtype!r}: normalised pixels are fractions; ask for float32 or float64")
+        mean, std = (np.array(values)[:, None, None] for values in (self.mean, self.std))
+        x = images.astype(dtype)
+        x *= (1 / (255 * std)).astype(dtype)                # the same map with one division a channel, not one a pixel
+        x -= (mean / std).astype(dtype)
+        return x
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """For a checkpoint or JSON; `from_dict` takes it back, exactly."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Sequence[float] | NDArray[Any]]) -> Normalize:
+        if {"mean", "std"} != set(saved):
+            raise ValueError(f"a saved Normalize has 'mean' and 'std', not {sorted(saved)}")
+        return cls(tuple(saved["mean"]), tuple(saved["std"]))
+
+
+def augment(images: Images, rng: np.random.Generator, *, pad: int, flip: bool) -> Images:
+    """New images (N, C, H, W), each padded by `pad` zeros, cropped back at a random place, and flipped left to right
+    half of the time (He et al. 2015, section 4.2, use pad=4 on CIFAR-10).
+
+    Three numbers an image are drawn whatever `pad` and `flip` say, so the flips are the same under every `pad`, and
+    what comes out of `rng` next depends on N alone.
+    """
+    if images.ndim != 4 or pad < 0:
+        raise ValueError(f"augment takes images (N, C, H, W) and pad >= 0, not {images.shape} and pad={pad}")
+    n, _, height, width = images.shape
+    draws = rng.random((3, n))          # not integers(): how much that takes from the generator varies with its range
+    down, right = (draws[:2] * (2 * pad + 1)).astype(int)
+    flipped = draws[2] < 0.5
+    padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    result = np.empty_like(images)
+    for i in range(n):
+        crop = padded[i, :, down[i]:down[i] + height, right[i]:right[i] + width]
+        result[i] = crop[:, :, ::-1] if flip and flipped[i] else crop
+    return result
