@@ -84,10 +84,12 @@ class Node:
         """Yield (parent, its gradient, is the array nobody else's?) for the parents in `leads`; compute nothing else."""
         assert self.op is not None and self.saved is not None
         saved = self._tied() if create_graph else self.saved
+        asked = {key for key, parent in self.parents.items() if parent in leads}
         for rule in self.op.rules(create_graph):
-            wanted = {key for key in self.parents if _argument(key) in rule.targets and self.parents[key] in leads}
+            wanted = {key for key in asked if _argument(key) in rule.targets}
             if not wanted:
                 continue
+            asked -= wanted
             if create_graph:
                 rule.refuse_saved_real_numbers(self.op, self.saved)
             names = {_argument(key) for key in wanted}
@@ -99,6 +101,9 @@ class Node:
                 _check_gradient(rule, key, g, self.parents[key])
                 others = (dy, *self.saved.values(), *(flat[k] for k in flat if k != key))
                 yield self.parents[key], g, not create_graph and g.base is None and not _stands_in(g, others)
+        if asked:
+            raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted({_argument(k) for k in asked})}: what is "
+                            "registered with fused=True serves the first order alone; register one made of ops beside it")
 
     def _tied(self) -> dict[str, Any]:
         """What was saved, as Tensors of the graph again: inputs tied to their nodes, the output to this one."""
@@ -202,14 +207,19 @@ class Op:
             if unknown:
                 raise TypeError(f"{function.__name__} names {sorted(unknown)}, unknown to {self.__name__}; after the output "
                                 f"gradient a backward may name {sorted(known)}, and its targets are arguments")
-            (self.fused if fused else self.composed).append(Rule(function, targets, names))
+            rules = self.fused if fused else self.composed
+            twice = {t for rule in rules for t in rule.targets if t in targets}
+            if twice:
+                raise TypeError(f"{self.__name__} has a backward for {sorted(twice)} already; two would both be added to the gradient")
+            rules.append(Rule(function, targets, names))
             self._plans.clear()
             return function                         # stays a plain function, to be called on plain arrays
 
         return register
 
     def rules(self, create_graph: bool) -> list[Rule]:
-        return self.composed if create_graph or not self.fused else self.fused
+        """The backwards to try, in order: fused ones first where they are allowed."""
+        return self.composed if create_graph else self.fused + self.composed
 
     def _plan(self, parents: frozenset[str]) -> tuple[tuple[str, str, bool], ...]:
         """What to save when only `parents` can want a gradient: (name, the value's name, is it the shape alone?)."""
