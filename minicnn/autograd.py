@@ -102,8 +102,8 @@ class Node:
                 others = (dy, *self.saved.values(), *(flat[k] for k in flat if k != key))
                 yield self.parents[key], g, not create_graph and g.base is None and not _stands_in(g, others)
         if asked:
-            raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted({_argument(k) for k in asked})}: what is "
-                            "registered with fused=True serves the first order alone; register one made of ops beside it")
+            raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted(map(_argument, asked))}: one registered "
+                            "with fused=True serves the first order alone; register another beside it, made of ops")
 
     def _tied(self) -> dict[str, Any]:
         """What was saved, as Tensors of the graph again: inputs tied to their nodes, the output to this one."""
@@ -210,7 +210,7 @@ class Op:
             rules = self.fused if fused else self.composed
             twice = {t for rule in rules for t in rule.targets if t in targets}
             if twice:
-                raise TypeError(f"{self.__name__} has a backward for {sorted(twice)} already; two would both be added to the gradient")
+                raise TypeError(f"{self.__name__} has a backward for {sorted(twice)} already: the gradient would count twice")
             rules.append(Rule(function, targets, names))
             self._plans.clear()
             return function                         # stays a plain function, to be called on plain arrays

@@ -25,25 +25,27 @@ def fans(shape: Shape) -> tuple[int, int]:
 def normal(std: float) -> Initializer:
     """Normal with mean 0 and the given standard deviation."""
     def draw(shape: Shape, rng: np.random.Generator, dtype: Any) -> np.ndarray[Any, Any]:
-        return np.multiply(rng.standard_normal(shape, dtype=dtype), std)
+        return np.multiply(rng.standard_normal(shape, dtype=dtype), float(std))
     return draw
 
 
 def uniform(bound: float) -> Initializer:
     """Uniform between -bound and bound."""
     def draw(shape: Shape, rng: np.random.Generator, dtype: Any) -> np.ndarray[Any, Any]:
-        return np.multiply(rng.random(shape, dtype=dtype), 2 * bound) - bound
+        return np.multiply(rng.random(shape, dtype=dtype), 2 * float(bound)) - float(bound)
     return draw
 
 
 def he_normal(fan: str = "out") -> Initializer:
     """Normal, variance 2 / fan-out (or 2 / fan-in)."""
-    return lambda shape, rng, dtype: normal((2.0 / _fan(shape, fan)) ** 0.5)(shape, rng, dtype)
+    index = _fan_index(fan)
+    return lambda shape, rng, dtype: normal((2.0 / fans(shape)[index]) ** 0.5)(shape, rng, dtype)
 
 
 def he_uniform(fan: str = "in") -> Initializer:
     """Uniform, variance 2 / fan-in (or 2 / fan-out): bound sqrt(6 / fan)."""
-    return lambda shape, rng, dtype: uniform((6.0 / _fan(shape, fan)) ** 0.5)(shape, rng, dtype)
+    index = _fan_index(fan)
+    return lambda shape, rng, dtype: uniform((6.0 / fans(shape)[index]) ** 0.5)(shape, rng, dtype)
 
 
 def xavier_normal() -> Initializer:
@@ -62,10 +64,11 @@ def fan_in_uniform() -> Initializer:
 
 
 def zeros(shape: Shape, rng: np.random.Generator, dtype: Any) -> np.ndarray[Any, Any]:
+    """All zeros: an initialiser itself."""
     return np.zeros(shape, dtype)
 
 
-def _fan(shape: Shape, fan: str) -> int:
+def _fan_index(fan: str) -> int:
     if fan not in ("in", "out"):
         raise ValueError(f'fan={fan!r} must be "in" or "out"')
-    return fans(shape)[fan == "out"]
+    return ("in", "out").index(fan)

@@ -17,7 +17,7 @@ import numpy as np
 
 from minicnn import initialization, ops
 from minicnn.autograd import Tensor
-from minicnn.backend import Array, device_of, resolve_device, to_device, to_numpy
+from minicnn.backend import Array, device_of, is_array, resolve_device, to_device, to_numpy
 from minicnn.initialization import Initializer
 from minicnn.kernels.windows import Windows, pair
 
@@ -41,13 +41,15 @@ class Layer:
         return in_shape
 
     def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
-        raise NotImplementedError
+        """What it computes of a batch that has been checked; `rng` is for what is random in training."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward(self, x, train, rng)")
 
     def multiply_adds(self) -> int:
         """Multiplications (each with its addition) that one image costs in convolutions and matrix products."""
         return 0
 
     def children(self) -> Iterable[tuple[str, Layer]]:
+        """(name, layer) of the layers directly inside, in the order of state_dict."""
         return ()
 
     # ------------------------------------------------------------ what every layer does
@@ -59,23 +61,22 @@ class Layer:
     def build(self, in_shape: Sequence[int], rng: np.random.Generator, dtype: Any = np.float32) -> Shape:
         """Learn the input's shape (C, H, W), or (features,), make the parameters, return the output's shape. Once."""
         if self.out_shape is not None:
-            raise RuntimeError(f"{self!r} is built already, for an input of {self.in_shape}: a layer stands in one place of one "
-                               "model; make another one for another place ([layer] * 2 repeats the same object)")
-        self.dtype = np.dtype(dtype)
-        if self.dtype.kind != "f":
-            raise TypeError(f"a layer computes in floating point, not {self.dtype}: use float32 or float64")
+            raise RuntimeError(f"this {type(self).__name__} is built already, for an input of {self.in_shape}: a layer stands in "
+                               "one place of one model; make another one for another place ([layer] * 2 repeats the same object)")
+        self.dtype = _floating(dtype)
         self.in_shape = tuple(int(n) for n in in_shape)
-        self.out_shape = self.infer(self.in_shape, rng, self.dtype)
-        return self.out_shape
+        out_shape = self.infer(self.in_shape, rng, self.dtype)
+        self._check_names()
+        self.out_shape = out_shape
+        return out_shape
 
     def __call__(self, x: Any, train: bool = False, rng: np.random.Generator | None = None) -> Tensor:
         """Run a batch (an array or a Tensor, batch axis first) through it."""
-        if self.in_shape is None or self.out_shape is None:
-            raise RuntimeError(f"{self!r} is not built: call layer.build(in_shape, rng, dtype), or Sequential(layers, in_shape)")
+        in_shape = self._built_for()
         x = x if isinstance(x, Tensor) else Tensor(x)
-        if x.ndim != len(self.in_shape) + 1:
-            raise ValueError(f"an input of shape {x.shape} has {x.ndim} axes; it must be a batch of {self.in_shape}, with "
-                             f"{len(self.in_shape) + 1} axes: a single one becomes a batch with x[None]")
+        if x.ndim != len(in_shape) + 1:
+            raise ValueError(f"an input of shape {x.shape} has {x.ndim} axes; it must be a batch of {in_shape}, with "
+                             f"{len(in_shape) + 1} axes: a single one becomes a batch with x[None]")
         if x.dtype != self.dtype:
             raise TypeError(f"an input of {x.dtype} in a layer of {self.dtype}: convert it with x.astype({str(self.dtype)!r}), "
                             "or the model with model.astype(...)")
@@ -88,6 +89,7 @@ class Layer:
             yield from child.walk(".".join(part for part in (path, name) if part))
 
     def named_parameters(self) -> dict[str, Tensor]:
+        """What it learns, by path."""
         return {name: p for name, _, p in self._entries() if isinstance(p, Tensor)}
 
     def parameters(self) -> list[Tensor]:
@@ -106,18 +108,18 @@ class Layer:
         num_batches_tracked; that is accepted. strict=False loads what fits and reports the rest.
         Raises ValueError that lists every missing, unexpected and mismatched name, before anything is changed.
         """
-        given = _unwrapped(state)
         entries = {name: (owner, value) for name, owner, value in self._entries()}
+        given = {name: _on_the_host(name, value) if name in entries else value for name, value in _unwrapped(state).items()}
         report = LoadReport(
             missing=[n for n in entries if n not in given and not n.endswith("num_batches_tracked")],
             unexpected=[n for n in given if n not in entries],
-            mismatched=[f"{n}: {np.shape(given[n])} given, {tuple(value.shape)} here"
-                        for n, (_, value) in entries.items() if n in given and np.shape(given[n]) != tuple(value.shape)])
+            mismatched=[f"{n}: {given[n].shape} given, {tuple(value.shape)} here"
+                        for n, (_, value) in entries.items() if n in given and given[n].shape != tuple(value.shape)])
         if strict and any(report):
             raise ValueError(f"the state does not fit the model. {report}. strict=False loads what fits")
         for name, (owner, value) in entries.items():
-            if name in given and np.shape(given[name]) == tuple(value.shape):
-                owner._set(name.rpartition(".")[2], np.asarray(to_numpy(given[name])))
+            if name in given and given[name].shape == tuple(value.shape):
+                owner._set(name.rpartition(".")[2], given[name])
         return report
 
     def freeze(self, parameters: bool = True, statistics: bool = True) -> Self:
@@ -133,7 +135,8 @@ class Layer:
 
     def astype(self, dtype: Any) -> Self:
         """Convert every parameter and floating buffer, in place."""
-        dtype = np.dtype(dtype)
+        self._built_for()
+        dtype = _floating(dtype)
         self._map_arrays(lambda array: array.astype(dtype))
         for _, layer in self.walk():
             layer.dtype = dtype
@@ -141,6 +144,7 @@ class Layer:
 
     def to(self, device: str) -> Self:
         """Move every parameter and floating buffer to "cpu", "cuda" or "auto", in place."""
+        self._built_for()
         where = resolve_device(device)
         self._map_arrays(lambda array: to_device(array, where))
         return self
@@ -152,8 +156,7 @@ class Layer:
 
     def summary(self) -> Summary:
         """Output shape, parameters, multiply-adds and bytes of activation of each layer, for one image; print it."""
-        if self.out_shape is None:
-            raise RuntimeError(f"{self!r} is not built, so its sizes are not known: Sequential(layers, in_shape) builds it")
+        self._built_for()
         rows = [Row(path or "(itself)", type(layer).__name__, layer.out_shape,
                     sum(p.size for p in layer._own(layer.parameter_names).values()), layer.multiply_adds(),
                     int(np.prod(layer.out_shape)) * layer.dtype.itemsize)
@@ -173,6 +176,19 @@ class Layer:
         return f"{type(self).__name__}({', '.join(said)})"
 
     # ------------------------------------------------------------ parts
+    def _built_for(self) -> Shape:
+        """The input shape it was built for; RuntimeError before."""
+        if self.in_shape is None or self.out_shape is None:
+            raise RuntimeError(f"this {type(self).__name__} is not built, so it has no sizes and no parameters yet: call "
+                               "layer.build(in_shape, rng, dtype), or give its model's list an input, Sequential(layers, in_shape)")
+        return self.in_shape
+
+    def _check_names(self) -> None:
+        paths = [path for path, _, _ in self._entries()]
+        twice = sorted({path for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
+        if twice:
+            raise ValueError(f"two layers have the name {twice[0]!r}; name one of them otherwise with .named(...)")
+
     def _own(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -201,6 +217,7 @@ class Layer:
                 setattr(layer, path.rpartition(".")[2], change(value))
 
     def _set_frozen(self, parameters: bool, statistics: bool, frozen: bool) -> Self:
+        self._built_for()
         for _, layer in self.walk():
             if parameters:
                 for p in layer._own(layer.parameter_names).values():
@@ -229,8 +246,24 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(inner)
 
 
+def _on_the_host(name: str, value: Any) -> np.ndarray[Any, Any]:
+    array = np.asarray(to_numpy(value) if is_array(value) else value.numpy() if isinstance(value, Tensor) else value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"the state's {name} is of {array.dtype}; it must be an array of numbers")
+    return array
+
+
+def _floating(dtype: Any) -> np.dtype[Any]:
+    dtype = np.dtype(dtype)
+    if dtype.kind != "f":
+        raise TypeError(f"a layer computes in floating point, not {dtype}: use float32 or float64")
+    return dtype            # type: ignore[no-any-return]
+
+
 # ---------------------------------------------------------------- the summary
 class Row(NamedTuple):
+    """One layer of a summary."""
+
     path: str
     kind: str
     out_shape: Shape
@@ -472,10 +505,6 @@ class Sequential(Layer):
         for name, layer in self.children():
             with _inside(name, layer):
                 shape = layer.build(shape, rng, dtype)
-        paths = [path for path, _, _ in self._entries()]
-        twice = {path for path in paths if paths.count(path) > 1} if len(set(paths)) < len(paths) else set()
-        if twice:
-            raise ValueError(f"two layers have the name {sorted(twice)[0]!r}; name one of them otherwise with .named(...)")
         return shape
 
     def __call__(self, x: Any, train: bool = False, rng: np.random.Generator | None = None) -> Tensor:
@@ -558,7 +587,7 @@ def _inside(name: str, layer: Layer) -> Iterator[None]:
     """Put the layer's path in front of an error's message: each list on the way out adds its part."""
     try:
         yield
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:
         path, kind, message = getattr(error, "_location", ("", type(layer).__name__, str(error)))
         path = ".".join(part for part in (name, path) if part)
         setattr(error, "_location", (path, kind, message))      # noqa: B010 (no attribute that mypy knows)

@@ -21,27 +21,39 @@ class Optimizer:
     """What optimisers share: groups of parameters, each with settings, and what is remembered of each parameter."""
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
-        given = list(params)
+        name = type(self).__name__
+        given = self._listed(params)
         groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
         self.groups: list[dict[str, Any]] = []
         for group in groups:
             unknown = group.keys() - {"params"} - settings.keys()
-            if unknown:
-                raise ValueError(f"{type(self).__name__} has no setting {sorted(unknown)}; it has {sorted(settings)}")
-            self.groups.append({**settings, **group, "params": list(group["params"])})
+            if unknown or "params" not in group:
+                raise ValueError(f"{name} has no setting {sorted(unknown)}; it has {sorted(settings)}" if unknown else
+                                 f'{name}: a group needs its parameters, {{"params": [...]}}; this one has {sorted(group)} alone')
+            self.groups.append({k: _number(v) for k, v in {**settings, **group}.items() if k != "params"})
+            self.groups[-1]["params"] = self._listed(group["params"])
             self._check(self.groups[-1])
         self.parameters: list[Tensor] = [p for group in self.groups for p in group["params"]]
         wrong = [type(p).__name__ for p in self.parameters if not isinstance(p, Tensor)]
         if wrong or not self.parameters:
-            raise ValueError(f"{type(self).__name__} moves a list of Tensors, such as model.parameters(); "
+            raise ValueError(f"{name} moves a list of Tensors, such as model.parameters(); "
                              + (f"not {wrong[0]}" if wrong else "the list is empty"))
+        computed = [p.shape for p in self.parameters if p.node is not None and p.node.op is not None]
+        if computed:
+            raise ValueError(f"{name}: a Tensor of shape {computed[0]} was computed from others, so no gradient stays with it; "
+                             "give the Tensors that it came from, made with requires_grad=True")
         if len({id(p) for p in self.parameters}) < len(self.parameters):
-            raise ValueError("a parameter stands in two groups; each may be moved once a step")
+            raise ValueError(f"{name}: a parameter stands in the list twice, or in two groups; each may be moved once a step")
         self.memory: list[dict[str, Any]] = [{} for _ in self.parameters]
 
     def update(self, p: Array, g: Array, memory: dict[str, Any], settings: Mapping[str, Any]) -> None:
         """Move one parameter's array in place. `memory` keeps what the rule remembers of it."""
         raise NotImplementedError
+
+    def _listed(self, params: Iterable[Any]) -> list[Any]:
+        if isinstance(params, Tensor):              # its rows would be new Tensors, and nobody's parameters
+            raise ValueError(f"{type(self).__name__} moves a list of Tensors; a single one goes into a list too: [tensor]")
+        return list(params)
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         for name, value in settings.items():
@@ -85,21 +97,34 @@ class Optimizer:
         if len(groups) != len(self.groups) or any(int(i) >= len(self.parameters) for i in memory):
             raise ValueError(f"the state is of {len(groups)} groups and {len(memory)} parameters; this {type(self).__name__} has "
                              f"{len(self.groups)} groups and {len(self.parameters)} parameters")
+        for i, settings in groups.items():
+            own = self.groups[int(i)].keys() - {"params"}
+            if settings.keys() != own:
+                raise ValueError(f"the state has the settings {sorted(settings)} and {type(self).__name__} has {sorted(own)}: "
+                                 "was it saved by another optimiser?")
         for i, remembered in memory.items():
             p = self.parameters[int(i)]
             for name, value in remembered.items():
-                if np.ndim(value) and np.shape(value) != p.shape:
+                if _is_remembered_array(value) and np.shape(value) != p.shape:
                     raise ValueError(f"parameter {i} has shape {p.shape}, but its {name} in the state has {np.shape(value)}")
         for i, settings in groups.items():
             self.groups[int(i)].update({k: _number(v) for k, v in settings.items()})
         self.memory = [{} for _ in self.parameters]
         for i, remembered in memory.items():
             p = self.parameters[int(i)].data
-            self.memory[int(i)] = {k: to_device(np.array(v, p.dtype), device_of(p)) if np.shape(v) == p.shape and np.ndim(v)
-                                   else _number(v) for k, v in remembered.items()}
+            self.memory[int(i)] = {k: to_device(np.array(v, p.dtype), device_of(p)) if _is_remembered_array(v) else _number(v)
+                                   for k, v in remembered.items()}
+
+
+def _is_remembered_array(value: Any) -> bool:
+    """Arrays like the parameter are floating, of no dimension too where the parameter is; the rest are counts."""
+    return np.asarray(value).dtype.kind == "f"
 
 
 def _number(value: Any) -> Any:
+    """NumPy's numbers as Python's: np.float64(0.1) would turn float32 parameters into float64."""
+    if isinstance(value, tuple):
+        return tuple(map(_number, value))
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
@@ -107,7 +132,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum.
 
         g <- g + weight_decay p
-        v <- momentum v + g              (v <- g at first)
+        v <- momentum v + g              (v is 0 at first)
         p <- p - lr v                    (nesterov: p - lr (g + momentum v))
 
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
@@ -127,12 +152,12 @@ class SGD(Optimizer):
         if settings["weight_decay"]:
             g = g + p * settings["weight_decay"]
         if momentum:
-            if "velocity" in memory:
-                memory["velocity"] *= momentum
-                memory["velocity"] += g
-            else:
-                memory["velocity"] = g.copy()
-            g = g + memory["velocity"] * momentum if settings["nesterov"] else memory["velocity"]
+            if not memory:
+                memory["velocity"] = array_module(p).zeros_like(p)
+            velocity = memory["velocity"]
+            velocity *= momentum
+            velocity += g
+            g = g + velocity * momentum if settings["nesterov"] else velocity
         p -= g * settings["lr"]
 
 
@@ -173,6 +198,7 @@ class AdamW(Optimizer):
 
 # ---------------------------------------------------------------- schedules: step -> learning rate
 def constant_schedule(lr: float) -> Schedule:
+    """The same at every step."""
     return lambda step: lr
 
 

@@ -8,6 +8,7 @@ Nothing in a file is ever executed. A file appears whole or not at all: it is wr
 """
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import zipfile
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import to_numpy
+from minicnn.autograd import Tensor
+from minicnn.backend import is_array, to_numpy
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -38,12 +40,20 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     read = {".npz": _read_npz, ".safetensors": _read_safetensors}[_suffix(path)]
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist" if not Path(path).exists() else f"{path} is not a file")
-    return _unflatten(read(path))
+    return _unflatten(read(path), path)
 
 
 def atomically(path: str | os.PathLike[str], write: Callable[[str], None]) -> None:
     """Call write(temporary path), then move the result to `path` in one step; on any failure leave what was there."""
-    path = Path(path)
+    try:
+        _write_and_move(Path(path), write)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None         # not the temporary file, which nobody knows
+
+
+def _write_and_move(path: Path, write: Callable[[str], None]) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
@@ -78,19 +88,32 @@ def _flatten(state: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{prefix}{name}/"))
         else:
-            flat[prefix + name] = np.asarray(to_numpy(value) if hasattr(value, "shape") else value)
-            if flat[prefix + name].dtype.kind not in "fiubU":
-                raise TypeError(f"{prefix}{name}: {type(value).__name__} cannot be saved; use arrays, numbers and strings")
+            flat[prefix + name] = _as_array(prefix + name, value)
     return flat
 
 
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
+    value = value.data if isinstance(value, Tensor) else value
+    try:
+        array = np.asarray(to_numpy(value) if is_array(value) else value)
+    except ValueError:                              # lists of unequal lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "fiubU":
+        raise TypeError(f"{name}: {type(value).__name__} cannot be saved; use arrays, numbers and strings")
+    return array
+
+
+def _unflatten(flat: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, value in flat.items():
         *folders, last = name.split("/")
         inner = state
         for folder in folders:
             inner = inner.setdefault(folder, {})
+            if not isinstance(inner, dict):
+                break
+        if not isinstance(inner, dict) or last in inner:
+            raise WeightsError(f"{path}: the name {name!r} and another stand for an array and for the folder it would be in")
         inner[last] = value
     return state
 
@@ -103,22 +126,36 @@ def _write_npz(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise WeightsError(f"{path} is a single array, not an .npz archive of several")
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, (WeightsError, PermissionError)):
-            raise
-        raise WeightsError(f"{path} is damaged or not an .npz file ({error}); write it again with minicnn.save") from None
+    with open(path, "rb") as file:                  # what this raises, no permission for one, is no sign of damage
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in archive.infolist()}
+        except Exception as error:                  # a damaged archive fails in any way it likes
+            raise WeightsError(f"{path} is damaged or not an .npz file ({_one_line(error)}); write it again with minicnn.save"
+                               ) from None
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
+    with archive.open(entry) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):                            # at the end, and only there, the checksum is compared
+            raise ValueError(f"{entry.filename} holds more than its array")
+    return array
 
 
 def _write_safetensors(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    save_file = _safetensors().numpy.save_file
+    library = _safetensors()
     strings = {name: str(a) for name, a in flat.items() if a.dtype.kind == "U"}
+    unfit = [name for name, a in flat.items()
+             if name == "format" or (a.ndim if name in strings else a.dtype.itemsize > 8)]
+    if unfit:
+        raise ValueError(f"{unfit[0]}: a .safetensors file cannot hold it (no arrays of strings, no numbers of over 8 bytes, "
+                         'nothing called "format", its own word); save to .npz')
     tensors = {name: np.array(a, order="C") for name, a in flat.items() if name not in strings}
-    save_file(tensors, path, strings or None)
+    try:
+        library.numpy.save_file(tensors, path, strings or None)
+    except library.SafetensorError as error:        # a full disk, for one
+        raise OSError(errno.EIO, _one_line(error)) from None
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
@@ -128,7 +165,11 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any,
             strings = {name: np.asarray(text) for name, text in (file.metadata() or {}).items() if name != "format"}
             return {**{name: file.get_tensor(name) for name in file.keys()}, **strings}      # noqa: SIM118 (no dict)
     except (library.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path} is damaged or not a safetensors file ({error})") from None
+        raise WeightsError(f"{path} is damaged or not a safetensors file ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{error}".split()) or type(error).__name__
 
 
 def _safetensors() -> Any:

@@ -34,7 +34,8 @@ def im2col(array: Array, kernel_size: Any, stride: Any = 1, padding: Any = 0, di
     p, q = windows.out_size(array.shape[2:])
     taken = _gather(channels_last(array), windows, (p, q))              # (N, P, Q, kh, kw, C)
     n, c, (kh, kw) = array.shape[0], array.shape[1], windows.kernel_size
-    return taken.transpose(0, 5, 3, 4, 1, 2).reshape(n, c * kh * kw, p * q)
+    columns = taken.transpose(0, 5, 3, 4, 1, 2).reshape(n, c * kh * kw, p * q)
+    return columns.copy() if array_module(array).may_share_memory(columns, array) else columns      # 1 x 1: still the image itself
 
 
 def col2im(columns: Array, in_size: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Array:

@@ -20,6 +20,7 @@ VGG19 = (2, 2, 4, 4, 4)
 
 
 def conv_relu(channels: int, batch_norm: bool) -> list[Layer]:
+    """A 3x3 convolution that keeps the image's size, [its batch norm,] its ReLU."""
     return [Conv2d(channels, 3, padding=1), *([BatchNorm2d()] if batch_norm else []), ReLU()]
 
 
@@ -30,6 +31,8 @@ def features(depths: Sequence[int], batch_norm: bool) -> list[Layer]:
 
 
 def classifier(num_classes: int, hidden: int, dropout: float) -> list[Layer]:
+    """Three fully connected layers: `hidden`, `hidden` and `num_classes` wide."""
+
     def fully_connected(n: int) -> Layer:
         return Linear(n, weight_init=normal(0.01))
     return [fully_connected(hidden), ReLU(), Dropout(dropout),
@@ -51,32 +54,40 @@ def vgg(depths: Sequence[int], batch_norm: bool, num_classes: int = 1000, in_sha
 
 
 def vgg11(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """8 convolutions; options as for `vgg`."""
     return vgg(VGG11, False, num_classes, in_shape, **options)
 
 
 def vgg13(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """10 convolutions; options as for `vgg`."""
     return vgg(VGG13, False, num_classes, in_shape, **options)
 
 
 def vgg16(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """13 convolutions; options as for `vgg`."""
     return vgg(VGG16, False, num_classes, in_shape, **options)
 
 
 def vgg19(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """16 convolutions; options as for `vgg`."""
     return vgg(VGG19, False, num_classes, in_shape, **options)
 
 
 def vgg11_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """8 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG11, True, num_classes, in_shape, **options)
 
 
 def vgg13_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """10 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG13, True, num_classes, in_shape, **options)
 
 
 def vgg16_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """13 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG16, True, num_classes, in_shape, **options)
 
 
 def vgg19_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
+    """16 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG19, True, num_classes, in_shape, **options)

@@ -4,6 +4,7 @@ Where broadcasting copied an input, its gradient is the sum over the copies: tha
 """
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,11 @@ def power_dx(dy, x, exponent, x_shape):
 
 @power.backward("exponent")
 def power_dexponent(dy, x, y, exponent_shape):
-    safe = where(np.greater(x, 0) if isinstance(x, (int, float)) else x > 0, x, 1.0)
-    return sum_to(dy * y * log(safe), exponent_shape)
+    if isinstance(x, (int, float)):                     # a Python number stays one: an array of it would promote
+        log_x = math.log(x) if x > 0 else 0.0
+    else:
+        log_x = log(where(x > 0, x, 1.0))
+    return sum_to(dy * y * log_x, exponent_shape)
 
 
 @op
@@ -202,8 +206,8 @@ def minimum_db(dy, a, b, b_shape):
 
 
 def _not_less(a: Any, b: Any) -> Array:
-    """a >= b as a plain mask; a NaN in either counts as "not less", as it wins in NumPy's maximum."""
-    return a >= b
+    """a >= b as a plain mask, and True where either is NaN."""
+    return np.logical_not(a < b)
 
 
 @op(extras=("winner",))

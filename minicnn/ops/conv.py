@@ -56,6 +56,7 @@ def conv2d_input_grad(dy: Array, weight: Array, in_size: tuple[int, int], *, str
     dx[n, c, p stride - padding + i dilation, ...] += sum_k weight[k, c, i, j] dy[n, k, p, q]
     """
     windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
+    _check_output_grad("conv2d_input_grad", dy, len(weight), in_size, windows)
     return kernels.conv2d_input_grad(dy, weight, in_size, windows, groups)
 
 
@@ -77,6 +78,7 @@ def conv2d_weight_grad(x: Array, dy: Array, kernel_size: tuple[int, int], *, str
     dweight[k, c, i, j] = sum_{n, p, q} dy[n, k, p, q] x[n, c, p stride - padding + i dilation, ...]
     """
     windows = Windows.of(kernel_size, stride, padding, dilation)
+    _check_output_grad("conv2d_weight_grad", dy, dy.shape[1], x.shape[2:], windows)
     return kernels.conv2d_weight_grad(x, dy, windows, groups)
 
 
@@ -107,5 +109,15 @@ def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
     if c_group * groups != c:
         raise ValueError(f"conv2d: x {tuple(x.shape)} has {c} channels, but weight {tuple(weight.shape)} with groups={groups} "
                          f"reads {c_group * groups}: weight must be (K, C / groups, kh, kw) = (K, {c // groups}, kh, kw)")
+    if x.dtype != weight.dtype:
+        raise TypeError(f"conv2d: x is {x.dtype} and weight {weight.dtype}; images of integers are converted first, "
+                        f"with array.astype({str(weight.dtype)!r})")
     if bias is not None and tuple(bias.shape) != (k,):
         raise ValueError(f"conv2d: bias {tuple(bias.shape)} must have one number for each of the {k} filters: ({k},)")
+
+
+def _check_output_grad(function: str, dy: Array, filters: int, in_size: Any, windows: Windows) -> None:
+    p, q = windows.out_size(in_size)
+    if dy.ndim != 4 or tuple(dy.shape[1:]) != (filters, p, q):
+        raise ValueError(f"{function}: dy {tuple(dy.shape)} does not fit: {filters} filters of {windows.kernel_size} on an image of "
+                         f"{tuple(in_size)} give (N, {filters}, {p}, {q}); check the sizes, stride, padding and dilation")

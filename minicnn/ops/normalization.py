@@ -97,6 +97,9 @@ def _per_channel(v: Any) -> Any:
 def _check(x: Any, weight: Any, bias: Any, running_mean: Array, running_var: Array) -> None:
     if x.ndim != 4:
         raise ValueError(f"batch_norm: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}")
+    if x.dtype.kind != "f":
+        raise TypeError(f"batch_norm: x must be floating, not {x.dtype}: sums of small integers overflow; "
+                        "convert images with array.astype('float32')")
     named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     for name, v in named.items():
         if tuple(v.shape) != (x.shape[1],):

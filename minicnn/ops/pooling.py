@@ -149,3 +149,6 @@ def _check_image(function: str, x: Any) -> None:
     if x.ndim != 4:
         raise ValueError(f"{function}: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}; "
                          "a single image becomes a batch with x[None]")
+    if x.dtype.kind != "f":
+        raise TypeError(f"{function}: x must be floating, not {x.dtype}: sums of small integers overflow, and padding with minus "
+                        "infinity needs a float; convert images with array.astype('float32')")
