@@ -1,0 +1,353 @@
+"""The `minicnn` command: reads the command line, calls the library, prints what it found.
+
+Whatever goes wrong by somebody's hand ends in one line on stderr, `minicnn: error: ...`, and a status that is not 0: 2 for a
+command line that makes no sense, 130 for Ctrl-C, 1 for all else. `python -X dev -m minicnn ...` shows where it was raised.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+import minicnn
+from minicnn import backend, data, models, train
+from minicnn.testing import table
+
+LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
+EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:          # closed before we began
+            setattr(sys, name, open(os.devnull, "w"))       # noqa: SIM115 (open as long as the process lives)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _tell(f"note: {message}")
+        try:
+            options = vars(_parse(arguments))
+            del options["name"]
+            status = options.pop("command")(**options)
+            sys.stdout.flush()                  # a full disk or a closed pipe is to show here
+            return int(status or 0)
+        except UsageError as error:
+            _tell(f"error: {error}")
+            return 2
+        except KeyboardInterrupt as interrupt:
+            _tell(str(interrupt) or "interrupted")
+            return 130
+        except BrokenPipeError:                 # `minicnn summary vgg16 | head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141                          # as of a program that the closed pipe ended: 128 + SIGPIPE
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
+            if sys.flags.dev_mode:
+                raise
+            _tell(f"error: {_in_words(error)}")
+            return 1
+
+
+class UsageError(Exception):
+    """A command line that makes no sense."""
+
+
+# ---------------------------------------------------------------- commands
+def _train(resume: str | None = "", save_every: int = 0, augment: bool = True, **options: Any) -> None:
+    if not augment:
+        options.update(shift=0, flip=False)
+    if resume == "":
+        run = train.begin(**options)
+    else:
+        run = train.resume(train.newest_run() if resume is None else resume, **_may_change(options))
+    trainer, about = run.trainer, run.about
+    print(f"data    {about['data']}: {about['train_images']:,} images to train on, {about['test_images']:,} held out; "
+          f"{' x '.join(map(str, about['in_shape']))}, {about['num_classes']} classes")
+    print(f"model   {about['model']}: {sum(p.size for p in trainer.model.parameters()):,} parameters, {about['dtype']}")
+    print(f"device  {_device(about)}")
+    print(f"folder  {run.folder}", flush=True)
+    if lacking := [library for library in LEFT_OUT if importlib.util.find_spec(library) is None]:
+        print(f"        {' and '.join(LEFT_OUT[library] for library in lacking)}: {' and '.join(lacking)} cannot be found; "
+              "pip install 'minicnn[train]'")
+    finished = run.finished
+    if finished:
+        print(f"\nthis run is finished, with {trainer.epoch} epochs; --epochs and a larger number would train it longer")
+    elif trainer.epoch or trainer.step:
+        print(f"\ngoing on behind {_behind(trainer)}")
+
+    shown, began = Progress(trainer), time.monotonic()
+    try:
+        run.fit(on_step=shown.step, on_epoch=shown.epoch, save_every=save_every)
+        shown.close()
+        print(f"\n{run.evaluation()}{'' if finished else f', after {time.monotonic() - began:.0f} s'}", flush=True)
+        pictures = [] if "matplotlib" in lacking else run.draw()
+    except KeyboardInterrupt:
+        shown.close()
+        raise KeyboardInterrupt(f"interrupted behind {_behind(trainer)}; saved. "
+                                f"Go on with `minicnn train --resume {run.folder}`") from None
+    print(f"in {run.folder}: " + ", ".join(["model.npz", "metrics.jsonl", *(path.name for path in pictures)]))
+
+
+def _may_change(options: dict[str, Any]) -> dict[str, Any]:
+    if fixed := sorted(options.keys() - {"epochs", "device"}):
+        flag = {"source": "data", "shift": "no-augment", "flip": "no-augment"}.get(fixed[0], fixed[0].replace("_", "-"))
+        raise UsageError(f"--{flag} cannot change in a run that is resumed; only --epochs, --device and --checkpoint-every can")
+    return options
+
+
+def _behind(trainer: train.Trainer) -> str:
+    steps = f" and {trainer.step} of {trainer.steps} steps" if trainer.step else ""
+    return f"{trainer.epoch} of {trainer.config.epochs} epochs{steps}"
+
+
+class Progress:
+    """What is shown while a model trains: a line an epoch on stdout and, on a terminal, a bar below."""
+
+    HEAD = "   epoch        lr     loss  accuracy   held out: loss  accuracy"
+
+    def __init__(self, trainer: train.Trainer) -> None:
+        self.bar: Any = None
+        self.looked = 0.0
+        self.headed = False
+        if importlib.util.find_spec("tqdm") is not None:
+            self.bar = importlib.import_module("tqdm").tqdm(
+                total=trainer.config.epochs * trainer.steps, initial=trainer.epoch * trainer.steps + trainer.step, unit="step",
+                dynamic_ncols=True, leave=False, disable=None)      # None: only on a terminal
+
+    def step(self, trainer: train.Trainer) -> None:
+        if self.bar is None or self.bar.disable:
+            return
+        if time.monotonic() - self.looked > 0.5:            # not at every step: to look is to wait for the device
+            self.looked = time.monotonic()
+            loss, accuracy = trainer.running()
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {100 * accuracy:.1f} %, lr {trainer.optimizer.lr:.4f}", refresh=False)
+        self.bar.update()
+
+    def epoch(self, trainer: train.Trainer) -> None:
+        row, total = trainer.history[-1], len(trainer.test_set)
+        self._line(f"{row['epoch']:4} / {trainer.config.epochs:<4}{row['lr']:7.4f}  {row['train_loss']:7.4f}  "
+                   f"{100 * row['train_accuracy']:6.2f} %  {row['test_loss']:15.4f}  {100 * row['test_accuracy']:6.2f} %"
+                   f"  ({row['test_correct']} of {total})")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self, text: str) -> None:
+        write = print if self.bar is None else self.bar.write
+        if not self.headed:
+            write(self.HEAD)
+            self.headed = True
+        write(text)
+        sys.stdout.flush()
+
+
+def _eval(run: str | None = None, weights: str | None = None, source: str | None = None, root: str | None = None,
+          batch_size: int = 256, device: str = "auto", as_json: bool = False) -> None:
+    trained = train.load_trained(run, weights, device)
+    test_set = train.held_out(trained.about, source, root)
+    found = train.evaluate(trained.model, test_set, trained.normalize, batch_size)
+    if as_json:
+        print(json.dumps({"model": trained.about["model"], "weights": str(trained.path), "data": test_set.name, "loss": found.loss,
+                          "accuracy": found.accuracy, "correct": found.correct, "total": len(test_set)}))
+    else:
+        print(f"{trained.path} on {test_set.name}")
+        print(f"{found}")
+
+
+def _predict(images: list[str], run: str | None = None, weights: str | None = None, top: int = 3, device: str = "auto",
+             as_json: bool = False) -> None:
+    trained = train.load_trained(run, weights, device)
+    pixels = [data.read_image(path, trained.about["in_shape"]) for path in images]      # all, before any is answered
+    answers = []
+    for path, image in zip(images, pixels, strict=True):
+        probabilities = train.predict(trained.model, image[None], trained.normalize)[0]
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        answers.append((path, [(trained.classes[i], float(probabilities[i])) for i in best]))
+    if as_json:
+        print(json.dumps([{"image": path, "classes": [{"class": name, "probability": p} for name, p in likeliest]}
+                          for path, likeliest in answers]))
+        return
+    for path, likeliest in answers:
+        print(f"{path}: " + ", ".join(f"{name} ({100 * p:.2f} %)" for name, p in likeliest))
+
+
+def _summary(model: str, classes: int | None = None, in_shape: tuple[int, ...] | None = None, as_json: bool = False) -> None:
+    summary = models.build(model, classes, in_shape).summary()
+    if as_json:
+        print(json.dumps({"model": model, "layers": [row._asdict() for row in summary.rows], "parameters": summary.parameters,
+                          "multiply_adds": summary.multiply_adds, "activation_bytes": summary.activation_bytes}))
+    else:
+        print(summary)
+
+
+def _info() -> None:
+    print(f"minicnn {minicnn.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(backend.describe())
+    print("extras")
+    for name in EXTRAS:
+        try:
+            state = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            state = "not installed: pip install 'minicnn[train]'"
+        print(f"  {name:<18}  {state}")
+
+
+def _gradcheck() -> int:
+    print(f"{'gradients of':<24}  {'order':<6}  {'arrays':>6}  {'largest relative error':>22}  {'seconds':>7}")
+    results = table.check_everything(on_result=_show_result)
+    wrong = [result for result in results if not result.ok]
+    seconds = sum(result.seconds for result in results)
+    print(f"{len(wrong)} of {len(results)} wrong" if wrong else f"all {len(results)} right", f"in {seconds:.0f} s")
+    return 1 if wrong else 0
+
+
+def _show_result(result: table.Result) -> None:
+    order = {1: "first", 2: "second"}[result.order]
+    verdict = "" if result.ok else "  WRONG"
+    print(f"{result.name:<24}  {order:<6}  {result.inputs:6}  {result.worst:22.1e}  {result.seconds:7.2f}{verdict}")
+    if not result.ok:
+        print(textwrap.indent(result.message, "    "))
+    sys.stdout.flush()          # one line after the other, also through a pipe
+
+
+# ---------------------------------------------------------------- the command line
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest name there is."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)    # the library's defaults hold
+
+    def error(self, message: str) -> NoReturn:
+        if choice := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+            message += _did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser, commands = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = commands[options.name]
+        flags = re.findall(r"--[\w-]+", command.format_usage())
+        raise UsageError(f"unknown: {' '.join(unknown)}{_did_you_mean(unknown[0].partition('=')[0], flags)}; "
+                         f"see `{command.prog} --help`")
+    return options
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
+    parser = Parser(prog="minicnn", description="A from-scratch convolutional-network engine: train, use and look at its models.")
+    parser.add_argument("--version", action="version", version=f"minicnn {minicnn.__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(function: Callable[..., Any], line: str) -> argparse.ArgumentParser:
+        name = function.__name__.removeprefix("_")
+        added = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        added.set_defaults(command=function)
+        return added
+
+    add = command(_train, "train a model; without any option, ResNet-20 on scikit-learn's handwritten digits").add_argument
+    add("--data", dest="source", metavar="DATA", help="digits (the default), mnist, cifar10, or a folder of images")
+    add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
+    add("--image-size", type=_sizes("H,W"), metavar="H,W", help="resize and crop the images of a folder")
+    add("--model", metavar="MODEL", help="one of " + ", ".join(models.names()))
+    add("--epochs", type=_count, metavar="N", help="times that every image is seen")
+    add("--batch-size", type=_count, metavar="N")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate")
+    add("--momentum", type=float, metavar="M", help="of SGD, Nesterov's; 0.9")
+    add("--weight-decay", type=float, metavar="D", help="5e-4")
+    add("--schedule", choices=train.SCHEDULES, help="of the learning rate: cosine (to 0; the default), step (a tenth from half of "
+        "all steps on, a hundredth from three quarters on) or constant")
+    add("--warmup", type=float, metavar="EPOCHS", help="epochs in which the learning rate rises to its highest; 1")
+    add("--label-smoothing", type=float, metavar="SHARE", help="0")
+    add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, but for digits, flip them; done "
+        "unless you say --no-augment")
+    add("--dtype", choices=["float32", "float64"])
+    add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
+    add("--threads", type=_count, metavar="N", help="of the matrix products")
+    add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
+    add("--out", metavar="FOLDER", help="the run's folder, new or empty; by default ./runs/DATA-MODEL-NUMBER")
+    add("--resume", nargs="?", metavar="RUN", help="go on with an interrupted run, the newest in ./runs unless named; with more "
+        "--epochs also with a finished one, on the schedule of a run with so many")
+    add("--checkpoint-every", dest="save_every", type=_count, metavar="STEPS", help="save not only behind every epoch")
+
+    add = command(_eval, "count what a trained model gets right of the held-out images").add_argument
+    _add_which(add)
+    add("--data", dest="source", metavar="DATA", help="other images with the same classes: digits, mnist, cifar10 or a folder")
+    add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
+    add("--batch-size", type=_count, metavar="N")
+
+    add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
+    add("images", nargs="+", metavar="IMAGE")
+    _add_which(add)
+    add("--top", type=_count, metavar="K", help="classes to name; 3")
+
+    add = command(_summary, "print a model layer by layer: shapes, parameters, multiply-adds").add_argument
+    add("model", metavar="MODEL", help="one of " + ", ".join(models.names()))
+    add("--classes", type=_count, metavar="N")
+    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W")
+    add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
+
+    command(_gradcheck, "check the gradients of every op, of a small VGG and of a small ResNet")
+    command(_info, "print versions, and the state of the CPU and the GPU backend")
+    return parser, commands.choices
+
+
+def _add_which(add: Callable[..., Any]) -> None:
+    """The options of a command that uses a trained model."""
+    add("--run", metavar="FOLDER", help="the run whose model it is; by default the newest in ./runs")
+    add("--weights", metavar="FILE", help="a model.npz, or, with --run, other weights for its model")
+    add("--device", choices=["auto", "cpu", "cuda"])
+    add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _sizes(form: str) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        if not re.fullmatch(",".join(r"[1-9]\d*" for _ in form.split(",")), text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form}, such as {','.join(['1', '8', '8'][-len(form.split(',')):])}")
+        return tuple(int(n) for n in text.split(","))
+    return parse
+
+
+# ---------------------------------------------------------------- in words
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError):          # nobody listens
+        print(f"minicnn: {message}", file=sys.stderr)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory{f' ({error})' if str(error) else ''}; a smaller --batch-size takes less"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _device(about: dict[str, Any]) -> str:
+    if about["device"] == "cuda":
+        return f"GPU: {backend.cuda_status().facts.get('device', 'unknown')}"
+    threads = about["threads"]
+    return f"CPU, NumPy {np.__version__}, {threads} thread{'s' * (threads > 1)}; `minicnn info` tells of the GPU"

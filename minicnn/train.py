@@ -1,0 +1,597 @@
+"""Training: the loop, what it measures, and the folder a run is kept in.
+
+    run = train.begin("digits")             # data, model and a new folder, runs/digits-resnet20-1
+    run.fit()                               # Ctrl-C saves; train.resume("runs/digits-resnet20-1").fit() goes on
+    run.draw()                              # curves, confusion matrix, mistakes
+
+The parts serve alone too: `train` fits any model to any two ImageSets, `evaluate` counts what a model gets right.
+
+A run is a function of its configuration, its data and the machine. Whatever changes from step to step lies in a `Trainer`,
+and all of it goes into a checkpoint, so a run that is stopped after any step and resumed ends in the same bits.
+"""
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import os
+import platform
+import re
+import signal
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import threadpoolctl
+
+from minicnn import data, models, ops, optim, plots
+from minicnn.autograd import no_grad
+from minicnn.backend import array_module, resolve_device, to_device, to_numpy
+from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, steps_per_epoch
+from minicnn.data.loading import NAMES
+from minicnn.layers import Sequential
+from minicnn.weights import WeightsError, atomically, load, save
+
+PathLike = str | Path
+Row = dict[str, Any]                # one epoch's metrics: a line of metrics.jsonl
+RUNS = Path("runs")
+ABOUT = {"model", "model_options", "in_shape", "num_classes", "classes", "normalize", "dtype", "data", "root", "image_size",
+         "fingerprint", "training", "device", "threads"}        # what config.json needs to have
+PICTURES = ("curves.png", "confusion.png", "mistakes.png")
+SCHEDULES = ("constant", "step", "cosine")
+
+
+# ---------------------------------------------------------------- how to train
+@dataclass(frozen=True)
+class Config:
+    """How a model is trained: SGD with Nesterov momentum under a schedule, on shifted and flipped images."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 0.1                 # the highest, behind the warm-up
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"        # falls to 0;  "step": a tenth from half of all steps on, a hundredth from three quarters on
+    warmup: float = 1.0             # epochs on a straight line from lr / 10 to lr
+    label_smoothing: float = 0.0
+    shift: int = 0                  # each image moves by up to so many pixels, a fresh draw every time
+    flip: bool = False              # and is mirrored, left to right, half of the time
+    seed: int = 0                   # of the first weights, the order, the augmentation and the dropout
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch_size": 1}
+        for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "shift", "seed"):
+            if not least.get(name, 0) <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least.get(name, 0)}, and finite")
+        for name in ("momentum", "label_smoothing"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be below 1")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} must be one of {', '.join(SCHEDULES)}" + _meant(self.schedule, SCHEDULES))
+
+
+def learning_rate(config: Config, steps: int) -> optim.Schedule:
+    """The learning rate of each step, counted from 0 over the whole training, with so many steps an epoch."""
+    total, warm = config.epochs * steps, round(config.warmup * steps)
+    schedule = {"constant": optim.constant_schedule(config.lr),
+                "step": optim.step_schedule(config.lr, [total // 2, total * 3 // 4]),
+                "cosine": optim.cosine_schedule(config.lr, total)}[config.schedule]
+    return optim.warmup(schedule, warm, start=config.lr / 10) if warm else schedule
+
+
+# ---------------------------------------------------------------- what a model gets right
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model said to each of N images: predictions and labels, int64 (N,); confidences, its probability for what
+    it said, (N,); and the mean cross-entropy."""
+
+    labels: np.ndarray[Any, Any]
+    predictions: np.ndarray[Any, Any]
+    confidences: np.ndarray[Any, Any]
+    loss: float
+
+    @property
+    def correct(self) -> int:
+        return int((self.predictions == self.labels).sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / len(self.labels)
+
+    def __str__(self) -> str:
+        return f"accuracy {100 * self.accuracy:.2f} % ({self.correct} of {len(self.labels)})"
+
+
+def evaluate(model: Sequential, dataset: ImageSet, normalize: Normalize, batch_size: int = 256) -> Evaluation:
+    """Run the data set through the model, at inference: neither gradients nor running statistics move."""
+    _check_fits(model, dataset)
+    predictions, confidences, losses = [], [], []           # stay on the model's device until all is under way
+    with no_grad():
+        for images, labels in batches(dataset, batch_size, seed=0, epoch=0, shuffle=False):
+            logits = model(_to_input(images, normalize, model))
+            probabilities = ops.softmax(logits).data
+            predictions.append(probabilities.argmax(axis=1))
+            confidences.append(probabilities.max(axis=1))
+            losses.append(ops.cross_entropy(logits, labels).data * len(labels))
+    return Evaluation(dataset.labels, np.concatenate([to_numpy(p) for p in predictions]).astype(np.int64),
+                      np.concatenate([to_numpy(c) for c in confidences]), sum(float(loss) for loss in losses) / len(dataset))
+
+
+def predict(model: Sequential, images: np.ndarray[Any, Any], normalize: Normalize) -> np.ndarray[Any, Any]:
+    """The probability of each class: images (N, C, H, W) uint8 -> (N, classes)."""
+    with no_grad():
+        return to_numpy(ops.softmax(model(_to_input(images, normalize, model))).data)
+
+
+def confusion_matrix(labels: np.ndarray[Any, Any], predictions: np.ndarray[Any, Any], classes: int) -> np.ndarray[Any, Any]:
+    """(classes, classes) counts: row t, column p says how many images of class t were taken for class p."""
+    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+
+
+def _to_input(images: np.ndarray[Any, Any], normalize: Normalize, model: Sequential) -> Any:
+    return to_device(normalize(images, model.dtype or np.float32), model.device)
+
+
+# ---------------------------------------------------------------- the loop
+class Trainer:
+    """A training that can stop after any step: what changes from step to step, and the steps.
+
+    epoch and step say how many whole epochs, and steps of the one that runs, are behind it; history has a row for each epoch.
+    Images are normalised by the training set's own mean and standard deviation, unless `normalize` says otherwise.
+    A last batch that is smaller than the others is left out (it has other images in every epoch), unless it is the only one.
+    """
+
+    def __init__(self, model: Sequential, train_set: ImageSet, test_set: ImageSet, config: Config,
+                 normalize: Normalize | None = None) -> None:
+        for dataset in (train_set, test_set):
+            _check_fits(model, dataset)
+        self.model, self.train_set, self.test_set, self.config = model, train_set, test_set, config
+        self.normalize = normalize or normalization_of(train_set)
+        self.optimizer = optim.SGD(model.parameters(), config.lr, config.momentum, config.weight_decay, config.momentum > 0)
+        self.drop_last = len(train_set) >= config.batch_size
+        self.steps = steps_per_epoch(len(train_set), config.batch_size, drop_last=self.drop_last)      # of one epoch
+        self.learning_rate = learning_rate(config, self.steps)
+        self.epoch = self.step = 0
+        self.history: list[Row] = []
+        self.evaluation: Evaluation | None = None       # the last epoch's, on the held-out images
+        self._forget_sums()
+
+    def fit(self, *, on_step: Callable[[Trainer], None] | None = None, on_epoch: Callable[[Trainer], None] | None = None,
+            save: Callable[[Trainer], None] | None = None, save_every: int = 0) -> list[Row]:
+        """Train until the last epoch's end, from where it stands; return the history.
+
+        on_step, on_epoch: called behind each, to look and to show.
+        save: called behind each epoch, behind every `save_every` steps, and when Ctrl-C (KeyboardInterrupt) ends the training.
+        Raises FloatingPointError behind an epoch in which the loss stopped being a number.
+        """
+        try:
+            while self.epoch < self.config.epochs:
+                for images, labels in self._batches():
+                    with uninterrupted():               # a step is done, or it is not
+                        self._train_step(images, labels)
+                    if on_step:
+                        on_step(self)
+                    if save and save_every and self.step % save_every == 0:
+                        save(self)
+                evaluation = evaluate(self.model, self.test_set, self.normalize)
+                with uninterrupted():
+                    self._end_epoch(evaluation)
+                if save:
+                    save(self)
+                if on_epoch:
+                    on_epoch(self)
+        except KeyboardInterrupt:
+            if save:
+                with uninterrupted():
+                    save(self)
+            raise
+        return self.history
+
+    def running(self) -> tuple[float, float]:
+        """Mean loss and accuracy over this epoch's steps so far. The host waits for the device, so look now and then only."""
+        seen = max(1, self.step * min(self.config.batch_size, len(self.train_set)))
+        loss, correct = to_numpy(self._sums)
+        return float(loss) / seen, float(correct) / seen
+
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        config = self.config
+        changed = partial(augment, pad=config.shift, flip=config.flip) if config.shift or config.flip else None
+        return batches(self.train_set, config.batch_size, seed=config.seed, epoch=self.epoch, start=self.step,
+                       augmentation=changed, drop_last=self.drop_last)
+
+    def _train_step(self, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
+        self.optimizer.lr = self.learning_rate(self.epoch * self.steps + self.step)
+        self.optimizer.zero_grad()
+        with np.errstate(over="ignore", invalid="ignore"):      # a loss that diverges is told at the epoch's end
+            logits = self.model(_to_input(images, self.normalize, self.model), train=True)
+            loss = ops.cross_entropy(logits, labels, self.config.label_smoothing)
+            loss.backward()
+            self.optimizer.step()
+        # Added up where they are: reading a number would make the host wait for the device at every step.
+        hits = logits.data.argmax(axis=1) == to_device(labels, self.model.device)
+        self._sums[0] += loss.data * len(labels)
+        self._sums[1] += hits.sum()
+        self.step += 1
+
+    def _end_epoch(self, evaluation: Evaluation) -> None:
+        loss, accuracy = self.running()
+        if not np.isfinite([loss, evaluation.loss]).all():
+            raise FloatingPointError(f"the loss is no number any more ({loss}) behind epoch {self.epoch + 1}: the learning rate "
+                                     f"{self.config.lr:g} is too high; begin again with a lower one (--lr {self.config.lr / 10:g})")
+        self.history.append({"epoch": self.epoch + 1, "steps": (self.epoch + 1) * self.steps, "lr": self.optimizer.lr,
+                             "train_loss": loss, "train_accuracy": accuracy, "test_loss": evaluation.loss,
+                             "test_accuracy": evaluation.accuracy, "test_correct": evaluation.correct})
+        self.evaluation = evaluation
+        self.epoch, self.step = self.epoch + 1, 0
+        self._forget_sums()
+
+    def _forget_sums(self) -> None:
+        p = self.model.parameters()[0].data
+        self._sums = array_module(p).zeros(2, p.dtype)      # this epoch's summed loss and count of right answers, on the device
+
+    # What a checkpoint holds: with the configuration and the data, all that the steps to come depend on.
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "step": self.step, "sums": to_numpy(self._sums), "history": json.dumps(self.history),
+                "rng": json.dumps(self.model.rng.bit_generator.state), "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.rng.bit_generator.state = json.loads(str(state["rng"]))
+        self.history = json.loads(str(state["history"]))
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self._sums = to_device(np.array(state["sums"], self._sums.dtype), self.model.device)
+
+
+def train(model: Sequential, train_set: ImageSet, test_set: ImageSet, config: Config = Config(), *,     # noqa: B008 (frozen)
+          on_epoch: Callable[[Trainer], None] | None = None) -> Trainer:
+    """Fit a built model, where it lies, to the training set; nothing is written. The trainer has `.history` and `.evaluation`."""
+    trainer = Trainer(model, train_set, test_set, config)
+    trainer.fit(on_epoch=on_epoch)
+    return trainer
+
+
+def normalization_of(train_set: ImageSet) -> Normalize:
+    """To mean 0 and standard deviation 1 a channel; a channel that is constant only loses its mean."""
+    mean, std = channel_statistics(train_set.images)
+    return Normalize(mean, tuple(s or 1.0 for s in std))
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C inside the block takes effect at its end."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield                           # Python hands signals to the main thread alone; here none comes, or all are ignored
+        return
+    pressed: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arrived: pressed.append(arrived))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        before(*pressed[0])
+
+
+def _check_fits(model: Sequential, dataset: ImageSet) -> None:
+    if model.in_shape is None or model.out_shape is None:
+        raise ValueError("the model is not built: Sequential(layers, in_shape) builds it")
+    if not len(dataset):
+        raise ValueError(f"{dataset.name} has no images")
+    image, classes = dataset.images.shape[1:], len(dataset.classes)
+    if (image, (classes,)) != (model.in_shape, model.out_shape):
+        raise ValueError(f"{dataset.name} has images {image} of {classes} classes, but the model takes {model.in_shape} and gives "
+                         f"{model.out_shape}: build it with in_shape={image} and num_classes={classes}")
+
+
+# ---------------------------------------------------------------- a run and its folder
+class Trained(NamedTuple):
+    """A model with what is needed to use it. `about` is what config.json says."""
+
+    path: Path
+    model: Sequential
+    normalize: Normalize
+    about: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.about["classes"]
+
+
+class Run:
+    """A training and its folder.
+
+        config.json         what the run is: data, model, how it is trained, versions
+        metrics.jsonl       a JSON object an epoch
+        checkpoint.npz      what it takes to go on, as of the last whole epoch, or later
+        model.npz           the model as of the last whole epoch, with config.json in it: `load_trained` needs nothing else
+        curves.png, confusion.png, mistakes.png         drawn at the end
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], trainer: Trainer) -> None:
+        self.folder, self.about, self.trainer = folder, about, trainer
+
+    @property
+    def finished(self) -> bool:
+        return self.trainer.epoch >= self.trainer.config.epochs
+
+    def fit(self, *, on_step: Callable[[Trainer], None] | None = None, on_epoch: Callable[[Trainer], None] | None = None,
+            save_every: int = 0) -> None:
+        """Train to the end. Ctrl-C saves a checkpoint, and goes on as KeyboardInterrupt."""
+        with _threads(self.about["threads"]):
+            self.trainer.fit(on_step=on_step, on_epoch=on_epoch, save=self._save, save_every=save_every)
+
+    def evaluation(self) -> Evaluation:
+        """What the model of the last epoch says to the held-out images."""
+        trainer = self.trainer
+        if trainer.evaluation is None:          # the run was resumed behind its last epoch
+            with _threads(self.about["threads"]):
+                trainer.evaluation = evaluate(trainer.model, trainer.test_set, trainer.normalize)
+        return trainer.evaluation
+
+    def draw(self) -> list[Path]:
+        """Draw the pictures of a run with at least one epoch behind it. ImportError where matplotlib is missing."""
+        found, images, classes = self.evaluation(), self.trainer.test_set.images, self.about["classes"]
+        paths = [self.folder / name for name in PICTURES]
+        with _saving(self.folder):
+            plots.curves(paths[0], self.trainer.history)
+            plots.confusion(paths[1], confusion_matrix(found.labels, found.predictions, len(classes)), classes)
+            plots.mistakes(paths[2], images, found.labels, found.predictions, found.confidences, classes)
+        return paths
+
+    def _save(self, trainer: Trainer) -> None:
+        with _saving(self.folder):
+            if trainer.history and trainer.step == 0:
+                _write_metrics(self.folder, trainer.history)
+                save(self.folder / "model.npz", {"state_dict": trainer.model.state_dict(), "about": json.dumps(self.about)})
+            save(self.folder / "checkpoint.npz", trainer.state_dict())      # last, for it vouches for the others
+
+
+def begin(source: str = "digits", root: PathLike | None = None, *, model: str | None = None,
+          image_size: Sequence[int] | None = None, dtype: str = "float32", device: str = "auto", threads: int | None = None,
+          out: PathLike | None = None, **training: Any) -> Run:
+    """A new run: data read, model built, folder made; nothing is trained yet.
+
+    source: "digits", "mnist", "cifar10" or a folder of images; `image_size` (H, W) resizes the images of a folder.
+    out: a folder that is new or empty; by default runs/DATA-MODEL-NUMBER.
+    threads: of the matrix products; by default what suits the size of the images, see `default_threads`.
+    training: fields of Config that differ from the defaults for this data.
+    """
+    if model is not None and model not in models.names():
+        models.build(model)                     # says so, before the data are read
+    device = resolve_device(device)
+    _check_vacant(out)
+    train_set, test_set = read_data(source, root, image_size)
+    in_shape, classes = train_set.images.shape[1:], list(train_set.classes)
+    config = Config(**{**default_training(source, in_shape), **training})
+    model = model or default_model(in_shape)
+    about: dict[str, Any] = {
+        "model": model, "model_options": model_options(model, in_shape), "in_shape": list(in_shape), "num_classes": len(classes),
+        "classes": classes, "normalize": normalization_of(train_set).as_dict(), "dtype": str(np.dtype(dtype)),
+        "data": source if source in NAMES else str(Path(root or "", source).resolve()),
+        "root": str(Path(root).resolve()) if root and source in NAMES else None, "image_size": image_size,
+        "train_images": len(train_set), "test_images": len(test_set), "fingerprint": fingerprint(train_set, test_set),
+        "training": asdict(config), "device": device, "threads": threads or default_threads(in_shape),
+        "versions": {"minicnn": _version(), "numpy": np.__version__, "python": platform.python_version(),
+                     "machine": platform.machine()},
+    }
+    trainer = Trainer(_build(about), train_set, test_set, config)
+    folder = _make_folder(out, f"{Path(about['data']).name}-{model}")
+    with _saving(folder):
+        _write_json(folder / "config.json", about)
+    return Run(folder, about, trainer)
+
+
+def resume(folder: PathLike, *, epochs: int | None = None, device: str | None = None) -> Run:
+    """The run of that folder, as its last checkpoint has it; what was written behind the checkpoint is forgotten.
+
+    epochs: a new number of them, for the rest of the run. The schedule is that of a run with so many epochs, from here on.
+    device: another than the run began on; the numbers then differ in their last digits.
+    Raises ValueError where the data are not those that the run began with.
+    """
+    folder = Path(folder)
+    about = _read_about(folder)
+    train_set, test_set = read_data(about["data"], about["root"], about["image_size"])
+    if fingerprint(train_set, test_set) != about["fingerprint"]:
+        raise DataError(f"the images of {about['data']} are not those that {folder} began with, and some held out then may be "
+                        "trained on now: begin a new run")
+    about["device"] = resolve_device(device or about["device"])
+    done = load(folder / "checkpoint.npz") if (folder / "checkpoint.npz").exists() else None
+    if epochs is not None and epochs != about["training"]["epochs"]:
+        if done and epochs < int(done["epoch"]) + bool(done["step"]):
+            raise ValueError(f"{folder} is in epoch {int(done['epoch']) + 1} already, so it cannot end behind epoch {epochs}")
+        about["epochs_before"] = [*about.get("epochs_before", []), about["training"]["epochs"]]
+        about["training"]["epochs"] = epochs
+    trainer = Trainer(_build(about), train_set, test_set, Config(**about["training"]), Normalize.from_dict(about["normalize"]))
+    if done:
+        try:
+            trainer.load_state_dict(done)
+        except KeyError as error:
+            raise WeightsError(f"{folder / 'checkpoint.npz'} is no checkpoint: it lacks {error}") from None
+    with _saving(folder):
+        for stray in [*folder.glob(".checkpoint-*.npz"), *folder.glob(".model-*.npz")]:
+            stray.unlink()                      # what a kill left half-written
+        _write_json(folder / "config.json", about)
+        _write_metrics(folder, trainer.history)
+    return Run(folder, about, trainer)
+
+
+def newest_run(holding: str = "config.json", runs: Path = RUNS) -> Path:
+    """The run in ./runs that wrote this file last."""
+    found = sorted(runs.glob(f"*/{holding}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"no run in ./{runs} has a {holding}: train one with `minicnn train`, or name a run's folder")
+    return found[-1].parent
+
+
+def load_trained(folder: PathLike | None = None, weights: PathLike | None = None,
+                 device: str = "auto") -> Trained:
+    """A trained model, to use: of the run in `folder`, or of the newest one in ./runs.
+
+    weights: a model.npz, which needs no folder; or, beside `folder`, any file of weights for that run's model.
+    """
+    if weights is None:
+        folder = newest_run("model.npz") if folder is None else Path(folder)
+        weights = folder / "model.npz"
+        if _read_about(folder) and not weights.exists():
+            raise FileNotFoundError(f"{folder} has no model yet, since its first epoch is not over; go on with "
+                                    f"`minicnn train --resume {folder}`")
+    state = load(weights)
+    if folder is None and "about" not in state:
+        raise ValueError(f"{weights} holds weights alone: name the run whose model they are for, too (--run FOLDER)")
+    about = _read_about(Path(folder)) if folder is not None else json.loads(str(state["about"]))
+    model = _build({**about, "device": resolve_device(device)})
+    model.load_state_dict(state)
+    return Trained(Path(weights), model, Normalize.from_dict(about["normalize"]), about)
+
+
+def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None) -> ImageSet:
+    """The images that a run held out, or the test images of another source with the same classes."""
+    source, root = source or about["data"], root or about["root"]
+    _, test_set = read_data(source, root, None if source in NAMES else about["image_size"])
+    if list(test_set.classes) != about["classes"]:
+        raise ValueError(f"{source} has the classes {_few(test_set.classes)}, but the model knows {_few(about['classes'])}; "
+                         "they must be the same, in the same order")
+    return test_set
+
+
+# ---------------------------------------------------------------- what suits which data
+def read_data(source: str, root: PathLike | None = None,
+              image_size: Sequence[int] | None = None) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of "digits", "mnist", "cifar10" or a folder of images; those of a folder resized to image_size (H, W)."""
+    if source in NAMES:
+        if image_size is not None:
+            raise ValueError(f"image_size={image_size} is for a folder of images; those of {source} have one size")
+        return data.load(source, root)
+    path = Path(root or "", source)
+    if not path.exists():
+        raise DataError(f"no data set {source!r}: known are {', '.join(NAMES)}, and any folder of images, but {path} does not exist"
+                        f"{_meant(source, NAMES)}")
+    return data.image_folder(path, size=None if image_size is None else (image_size[0], image_size[1]))
+
+
+def default_training(source: str, in_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Fields of Config. What a shift or a flip leaves a digit or a thing to be depends on the data: a flipped 2 is none."""
+    known = {"digits": {"epochs": 30, "batch_size": 32, "shift": 1},
+             "mnist": {"epochs": 10, "batch_size": 128, "shift": 2},
+             "cifar10": {"epochs": 60, "batch_size": 128, "shift": 4, "flip": True}}
+    return known.get(source, {"epochs": 30, "batch_size": 32, "shift": in_shape[1] // 8, "flip": True})
+
+
+def default_model(in_shape: tuple[int, ...]) -> str:
+    """A model that quarters small images, and one that divides large ones by 32."""
+    return "resnet20" if max(in_shape[1:]) <= 64 else "resnet18"
+
+
+def model_options(model: str, in_shape: tuple[int, ...]) -> dict[str, Any]:
+    """A VGG's fully connected layers were made for images of 224 x 224; on small ones a tenth of them is enough."""
+    return {"pool": 1, "hidden": 512} if model.startswith("vgg") and max(in_shape[1:]) <= 64 else {}
+
+
+def default_threads(in_shape: tuple[int, ...]) -> int:
+    """Small images make small matrix products, in which a second thread mostly waits; worse, where another program has
+    the other core, the first one waits too."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if max(in_shape[1:]) <= 32 else cores
+
+
+def fingerprint(*sets: ImageSet) -> str:
+    """Eight hexadecimal digits that change with any pixel, label or order."""
+    crc = 0
+    for part in sets:
+        for array in (part.images, part.labels):
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return f"{crc:08x}"
+
+
+def _build(about: Mapping[str, Any]) -> Sequential:
+    model = models.build(about["model"], about["num_classes"], about["in_shape"], seed=about["training"]["seed"],
+                         dtype=about["dtype"], **about["model_options"])
+    return model.to(about["device"])
+
+
+# ---------------------------------------------------------------- files
+def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is no run's folder: it {'has no config.json' if folder.exists() else 'does not exist'}")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if lacking := ABOUT.difference(about):
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path} is damaged: {error}") from None
+    return about
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _write_text(path, "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}\n")
+
+
+def _write_metrics(folder: Path, history: list[Row]) -> None:
+    _write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+
+def _write_text(path: Path, text: str) -> None:
+    def write(temporary: str) -> None:
+        Path(temporary).write_text(text, encoding="utf-8")
+    atomically(path, write)
+
+
+def _check_vacant(out: PathLike | None) -> None:
+    if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise FileExistsError(f"{out} exists already, and a run never writes over anything: name a new folder with --out, or go on "
+                              f"with the run that is there by --resume {out}")
+
+
+def _make_folder(out: PathLike | None, stem: str) -> Path:
+    """The folder `out`, or runs/STEM-NUMBER with the next number."""
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        return Path(out)
+    RUNS.mkdir(exist_ok=True)
+    taken = [int(match[1]) for path in RUNS.glob(f"{glob.escape(stem)}-*") if (match := re.search(r"-(\d+)$", path.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        try:
+            (RUNS / f"{stem}-{number}").mkdir()
+            return RUNS / f"{stem}-{number}"
+        except FileExistsError:                 # another run began at the same moment
+            number += 1
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    """Say of a full disk, or whatever else keeps a file from being written, what is safe and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to {folder} ({error.strerror}); what was saved there before is whole: mend that, "
+                                   f"then go on with `minicnn train --resume {folder}`") from error
+
+
+def _threads(count: int) -> Any:
+    return threadpoolctl.threadpool_limits(count, user_api="blas")
+
+
+def _version() -> str:
+    import minicnn
+    return minicnn.__version__
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
