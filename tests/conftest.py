@@ -1,0 +1,43 @@
+"""What every test may ask for: the devices, and how many examples hypothesis tries."""
+import os
+
+import hypothesis
+import pytest
+import standin
+from witnesses import Device
+
+from minicnn import backend
+
+backend.adopt(standin, "standin")
+
+# HYPOTHESIS_PROFILE=thorough pytest      many more examples, and others in every run
+hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+DEVICES = ["cpu", "standin", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES, scope="module")
+def device(request):
+    """Where a test's arrays live: NumPy, the stand-in for CuPy, and CuPy itself (`pytest -m gpu`)."""
+    return Device(request.param)
+
+
+def pytest_runtest_setup(item):
+    """Tests marked gpu need a GPU that works; the skip says why there is none."""
+    if item.get_closest_marker("gpu"):
+        status = backend.cuda_status()
+        if not status.available:
+            pytest.skip(f"{status.reason}. To mend it: {status.cure}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """MINICNN_REQUIRE_GPU=1: a GPU test that was skipped, for whatever reason, has failed."""
+    report = yield
+    if report.skipped and item.get_closest_marker("gpu") and os.environ.get("MINICNN_REQUIRE_GPU") == "1":
+        report.outcome = "failed"
+        why = call.excinfo.value if call.excinfo else "skipped"
+        report.longrepr = f"MINICNN_REQUIRE_GPU=1, and this GPU test did not run: {why}"
+    return report
