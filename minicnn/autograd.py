@@ -97,10 +97,11 @@ class Node:
             flat = rule.by_key(gradients, self.parents)
             for key in sorted(wanted, key=str):
                 g = flat[key]
-                g = np.asarray(g) if isinstance(g, np.generic) else g
+                g = _as_array(g)
                 _check_gradient(rule, key, g, self.parents[key])
-                others = (dy, *self.saved.values(), *(flat[k] for k in flat if k != key))
-                yield self.parents[key], g, not create_graph and g.base is None and not _stands_in(g, others)
+                # Of several gradients one may be a view of another, so only a single one can be an array of its own.
+                fresh = not create_graph and len(flat) == 1 and g.base is None and not _stands_in(g, (dy, *self.saved.values()))
+                yield self.parents[key], g, fresh
         if asked:
             raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted(map(_argument, asked))}: one registered "
                             "with fused=True serves the first order alone; register another beside it, made of ops")
@@ -251,13 +252,14 @@ class Op:
                 any_tensor = True
                 parents.update({(name, i): v.node for i, v in enumerate(value) if type(v) is Tensor and v.node is not None})
                 value = type(value)(v.data if type(v) is Tensor else v for v in value)
-            elif isinstance(value, np.generic):
-                value = _without_promotion(value)
             values[name] = value
         floating = self._check_agreement(values)
+        for name, value in values.items():
+            if isinstance(value, np.generic):       # a number like Python's: beside arrays it promotes nothing
+                values[name] = np.asarray(value) if floating is None and value.dtype.kind == "f" else value.item()
         result = self.forward(**values)
         y, *extras = result if self.extras else (result,)
-        y = np.asarray(y) if isinstance(y, np.generic) else y    # NumPy's reductions give scalars, CuPy's 0-d arrays
+        y = _as_array(y)
         if floating is not None and y.dtype.kind == "f" and y.dtype != floating:
             raise TypeError(f"{self.__name__} made {y.dtype} of {floating}: an integer array among its arguments promotes it; "
                             f"convert that with array.astype({str(floating)!r})")
@@ -287,9 +289,9 @@ def _shape(value: Any) -> Any:
     return [v.shape for v in value] if isinstance(value, (list, tuple)) else np.shape(value)
 
 
-def _without_promotion(scalar: np.generic) -> Any:
-    """np.float64 is a Python float that would turn float32 arrays into float64; every other scalar keeps its type."""
-    return scalar.item() if isinstance(scalar, (float, np.integer, np.bool_)) else np.asarray(scalar)
+def _as_array(value: Any) -> Any:
+    """NumPy's arithmetic on arrays without axes gives scalars; CuPy's does not."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 @overload
@@ -442,7 +444,7 @@ class Tensor:
         leaves = {node for node in _ancestors([self.node]) if node.op is None}
         found = _propagate([(self, _as_seed(grad))], leaves, create_graph=False, retain_graph=retain_graph)
         for leaf, g in found.items():
-            leaf.grad = Tensor.tied(g if leaf.grad is None else leaf.grad.data + g, None)
+            leaf.grad = Tensor.tied(g if leaf.grad is None else _as_array(leaf.grad.data + g), None)
 
     # Arithmetic: each goes through the table to an op.
     def __add__(self, other: Any) -> Tensor: return OPERATORS["add"](self, other)           # type: ignore[no-any-return]
@@ -548,8 +550,7 @@ def _propagate(seeds: Sequence[tuple[Tensor, Tensor | None]], targets: set[Node]
         for node in order:
             if node not in gradients:
                 continue
-            dy = gradients.pop(node)
-            dy = np.asarray(dy) if isinstance(dy, np.generic) else dy
+            dy = _as_array(gradients.pop(node))
             if node in targets:
                 # A leaf never shares its gradient's memory with anyone.
                 found[node] = dy if create_graph or node in owned else dy.copy()

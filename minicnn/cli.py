@@ -51,12 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _tell(str(interrupt) or "interrupted")
             return 130
         except BrokenPipeError:                 # `minicnn summary vgg16 | head` has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
             return 141                          # as of a program that the closed pipe ended: 128 + SIGPIPE
         except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
             if sys.flags.dev_mode:
                 raise
             _tell(f"error: {_in_words(error)}")
+            _discard_output()
             return 1
 
 
@@ -127,6 +128,7 @@ class Progress:
                 dynamic_ncols=True, leave=False, disable=None)      # None: only on a terminal
 
     def step(self, trainer: train.Trainer) -> None:
+        """Move the bar on by a step."""
         if self.bar is None or self.bar.disable:
             return
         if time.monotonic() - self.looked > 0.5:            # not at every step: to look is to wait for the device
@@ -136,12 +138,14 @@ class Progress:
         self.bar.update()
 
     def epoch(self, trainer: train.Trainer) -> None:
+        """Print the line of the epoch that has just ended."""
         row, total = trainer.history[-1], len(trainer.test_set)
         self._line(f"{row['epoch']:4} / {trainer.config.epochs:<4}{row['lr']:7.4f}  {row['train_loss']:7.4f}  "
                    f"{100 * row['train_accuracy']:6.2f} %  {row['test_loss']:15.4f}  {100 * row['test_accuracy']:6.2f} %"
                    f"  ({row['test_correct']} of {total})")
 
     def close(self) -> None:
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
 
@@ -231,6 +235,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)    # the library's defaults hold
 
     def error(self, message: str) -> NoReturn:
+        """What argparse calls with its complaint."""
         if choice := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
             message += _did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise UsageError(f"{message}; see `{self.prog} --help`")
@@ -268,31 +273,32 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
     add("--image-size", type=_sizes("H,W"), metavar="H,W", help="resize and crop the images of a folder")
     add("--model", metavar="MODEL", help="one of " + ", ".join(models.names()))
-    add("--epochs", type=_count, metavar="N", help="times that every image is seen")
-    add("--batch-size", type=_count, metavar="N")
-    add("--lr", type=float, metavar="RATE", help="the highest learning rate")
+    add("--epochs", type=_count, metavar="N", help="times that every image is seen; for the digits 30")
+    add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 32")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
     add("--momentum", type=float, metavar="M", help="of SGD, Nesterov's; 0.9")
-    add("--weight-decay", type=float, metavar="D", help="5e-4")
+    add("--weight-decay", type=float, metavar="D", help="pulls every weight towards 0; 5e-4")
     add("--schedule", choices=train.SCHEDULES, help="of the learning rate: cosine (to 0; the default), step (a tenth from half of "
         "all steps on, a hundredth from three quarters on) or constant")
     add("--warmup", type=float, metavar="EPOCHS", help="epochs in which the learning rate rises to its highest; 1")
-    add("--label-smoothing", type=float, metavar="SHARE", help="0")
-    add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, but for digits, flip them; done "
-        "unless you say --no-augment")
-    add("--dtype", choices=["float32", "float64"])
+    add("--label-smoothing", type=float, metavar="SHARE", help="of the target that is spread over all classes; 0")
+    add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, except handwriting, flip them; "
+        "done unless you say --no-augment")
+    add("--dtype", choices=["float32", "float64"], help="what is computed in; float32")
     add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
     add("--threads", type=_count, metavar="N", help="of the matrix products")
     add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
     add("--out", metavar="FOLDER", help="the run's folder, new or empty; by default ./runs/DATA-MODEL-NUMBER")
     add("--resume", nargs="?", metavar="RUN", help="go on with an interrupted run, the newest in ./runs unless named; with more "
         "--epochs also with a finished one, on the schedule of a run with so many")
-    add("--checkpoint-every", dest="save_every", type=_count, metavar="STEPS", help="save not only behind every epoch")
+    add("--checkpoint-every", dest="save_every", type=_count, metavar="STEPS", help="save behind so many steps, too, not just "
+        "behind every epoch")
 
     add = command(_eval, "count what a trained model gets right of the held-out images").add_argument
     _add_which(add)
     add("--data", dest="source", metavar="DATA", help="other images with the same classes: digits, mnist, cifar10 or a folder")
     add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
-    add("--batch-size", type=_count, metavar="N")
+    add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
     add("images", nargs="+", metavar="IMAGE")
@@ -301,8 +307,8 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
     add = command(_summary, "print a model layer by layer: shapes, parameters, multiply-adds").add_argument
     add("model", metavar="MODEL", help="one of " + ", ".join(models.names()))
-    add("--classes", type=_count, metavar="N")
-    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W")
+    add("--classes", type=_count, metavar="N", help="outputs; 1000, or 10 for the models made for CIFAR-10")
+    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="of one image; 3,224,224, or 3,32,32 for those")
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 
     command(_gradcheck, "check the gradients of every op, of a small VGG and of a small ResNet")
@@ -336,6 +342,14 @@ def _sizes(form: str) -> Callable[[str], tuple[int, ...]]:
 def _tell(message: str) -> None:
     with contextlib.suppress(OSError):          # nobody listens
         print(f"minicnn: {message}", file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """What cannot be written now cannot be written at the exit either, where Python would complain again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _in_words(error: Exception) -> str:

@@ -19,6 +19,7 @@ import platform
 import re
 import signal
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import threadpoolctl
 
-from minicnn import data, models, ops, optim, plots
+from minicnn import __version__, data, models, ops, optim, plots
 from minicnn.autograd import no_grad
 from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, steps_per_epoch
@@ -53,7 +54,7 @@ class Config:
     """How a model is trained: SGD with Nesterov momentum under a schedule, on shifted and flipped images."""
 
     epochs: int = 30
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 0.1                 # the highest, behind the warm-up
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -98,10 +99,12 @@ class Evaluation:
 
     @property
     def correct(self) -> int:
+        """How many images it was right on."""
         return int((self.predictions == self.labels).sum())
 
     @property
     def accuracy(self) -> float:
+        """The share of the images that it was right on, from 0 to 1."""
         return self.correct / len(self.labels)
 
     def __str__(self) -> str:
@@ -179,7 +182,8 @@ class Trainer:
                         on_step(self)
                     if save and save_every and self.step % save_every == 0:
                         save(self)
-                evaluation = evaluate(self.model, self.test_set, self.normalize)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    evaluation = evaluate(self.model, self.test_set, self.normalize)
                 with uninterrupted():
                     self._end_epoch(evaluation)
                 if save:
@@ -235,13 +239,14 @@ class Trainer:
         p = self.model.parameters()[0].data
         self._sums = array_module(p).zeros(2, p.dtype)      # this epoch's summed loss and count of right answers, on the device
 
-    # What a checkpoint holds: with the configuration and the data, all that the steps to come depend on.
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds: with the configuration and the data, all that the steps to come depend on."""
         return {"epoch": self.epoch, "step": self.step, "sums": to_numpy(self._sums), "history": json.dumps(self.history),
                 "rng": json.dumps(self.model.rng.bit_generator.state), "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, and go on from there."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.rng.bit_generator.state = json.loads(str(state["rng"]))
@@ -303,6 +308,7 @@ class Trained(NamedTuple):
 
     @property
     def classes(self) -> list[str]:
+        """The names of the classes, in the order of the outputs."""
         return self.about["classes"]
 
 
@@ -321,6 +327,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether all of its epochs are behind it."""
         return self.trainer.epoch >= self.trainer.config.epochs
 
     def fit(self, *, on_step: Callable[[Trainer], None] | None = None, on_epoch: Callable[[Trainer], None] | None = None,
@@ -380,12 +387,12 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
         "root": str(Path(root).resolve()) if root and source in NAMES else None, "image_size": image_size,
         "train_images": len(train_set), "test_images": len(test_set), "fingerprint": fingerprint(train_set, test_set),
         "training": asdict(config), "device": device, "threads": threads or default_threads(in_shape),
-        "versions": {"minicnn": _version(), "numpy": np.__version__, "python": platform.python_version(),
+        "versions": {"minicnn": __version__, "numpy": np.__version__, "python": platform.python_version(),
                      "machine": platform.machine()},
     }
     trainer = Trainer(_build(about), train_set, test_set, config)
     folder = _make_folder(out, f"{Path(about['data']).name}-{model}")
-    with _saving(folder):
+    with _saving(folder, cure="begin again"):
         _write_json(folder / "config.json", about)
     return Run(folder, about, trainer)
 
@@ -432,8 +439,7 @@ def newest_run(holding: str = "config.json", runs: Path = RUNS) -> Path:
     return found[-1].parent
 
 
-def load_trained(folder: PathLike | None = None, weights: PathLike | None = None,
-                 device: str = "auto") -> Trained:
+def load_trained(folder: PathLike | None = None, weights: PathLike | None = None, device: str = "auto") -> Trained:
     """A trained model, to use: of the run in `folder`, or of the newest one in ./runs.
 
     weights: a model.npz, which needs no folder; or, beside `folder`, any file of weights for that run's model.
@@ -447,16 +453,22 @@ def load_trained(folder: PathLike | None = None, weights: PathLike | None = None
     state = load(weights)
     if folder is None and "about" not in state:
         raise ValueError(f"{weights} holds weights alone: name the run whose model they are for, too (--run FOLDER)")
-    about = _read_about(Path(folder)) if folder is not None else json.loads(str(state["about"]))
+    about = _read_about(Path(folder)) if folder is not None else _parse_about(str(state["about"]), weights)
     model = _build({**about, "device": resolve_device(device)})
     model.load_state_dict(state)
     return Trained(Path(weights), model, Normalize.from_dict(about["normalize"]), about)
 
 
 def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None) -> ImageSet:
-    """The images that a run held out, or the test images of another source with the same classes."""
-    source, root = source or about["data"], root or about["root"]
-    _, test_set = read_data(source, root, None if source in NAMES else about["image_size"])
+    """The images that a run held out, or the test images of another source with the same classes.
+
+    Warns where the run's own source has changed since: what is held out now may have been trained on.
+    """
+    own, source, root = source is None, source or about["data"], root or about["root"]
+    train_set, test_set = read_data(source, root, None if source in NAMES else about["image_size"])
+    if own and fingerprint(train_set, test_set) != about["fingerprint"]:
+        warnings.warn(f"the images of {source} have changed since the run began: some of the {len(test_set)} held out now may "
+                      "have been trained on then", RuntimeWarning, stacklevel=2)
     if list(test_set.classes) != about["classes"]:
         raise ValueError(f"{source} has the classes {_few(test_set.classes)}, but the model knows {_few(about['classes'])}; "
                          "they must be the same, in the same order")
@@ -480,10 +492,10 @@ def read_data(source: str, root: PathLike | None = None,
 
 def default_training(source: str, in_shape: tuple[int, ...]) -> dict[str, Any]:
     """Fields of Config. What a shift or a flip leaves a digit or a thing to be depends on the data: a flipped 2 is none."""
-    known = {"digits": {"epochs": 30, "batch_size": 32, "shift": 1},
+    known = {"digits": {"epochs": 30, "shift": 1},
              "mnist": {"epochs": 10, "batch_size": 128, "shift": 2},
              "cifar10": {"epochs": 60, "batch_size": 128, "shift": 4, "flip": True}}
-    return known.get(source, {"epochs": 30, "batch_size": 32, "shift": in_shape[1] // 8, "flip": True})
+    return known.get(source, {"epochs": 30, "shift": in_shape[1] // 8, "flip": True})
 
 
 def default_model(in_shape: tuple[int, ...]) -> str:
@@ -523,12 +535,16 @@ def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no run's folder: it {'has no config.json' if folder.exists() else 'does not exist'}")
+    return _parse_about(path.read_bytes(), path)
+
+
+def _parse_about(text: str | bytes, where: PathLike) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(text)
         if lacking := ABOUT.difference(about):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path} is damaged: {error}") from None
+        raise WeightsError(f"{where} is damaged, in what it says of its run: {error}") from None
     return about
 
 
@@ -548,8 +564,8 @@ def _write_text(path: Path, text: str) -> None:
 
 def _check_vacant(out: PathLike | None) -> None:
     if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise FileExistsError(f"{out} exists already, and a run never writes over anything: name a new folder with --out, or go on "
-                              f"with the run that is there by --resume {out}")
+        there = f", or go on with the run that is there by --resume {out}" if Path(out, "config.json").exists() else ""
+        raise FileExistsError(f"{out} exists already, and a run never writes over anything: name a new folder with --out{there}")
 
 
 def _make_folder(out: PathLike | None, stem: str) -> Path:
@@ -569,22 +585,17 @@ def _make_folder(out: PathLike | None, stem: str) -> Path:
 
 
 @contextmanager
-def _saving(folder: Path) -> Iterator[None]:
-    """Say of a full disk, or whatever else keeps a file from being written, what is safe and what to do."""
+def _saving(folder: Path, cure: str = "go on with `minicnn train --resume {folder}`") -> Iterator[None]:
+    """Say of a full disk, or whatever else keeps a file from being written, what to do."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"cannot write to {folder} ({error.strerror}); what was saved there before is whole: mend that, "
-                                   f"then go on with `minicnn train --resume {folder}`") from error
+        raise OSError(error.errno, f"cannot write to {folder} ({error.strerror or error}); what was saved before is whole: "
+                                   f"mend that, then {cure.format(folder=folder)}") from error
 
 
 def _threads(count: int) -> Any:
     return threadpoolctl.threadpool_limits(count, user_api="blas")
-
-
-def _version() -> str:
-    import minicnn
-    return minicnn.__version__
 
 
 def _few(names: Iterable[str]) -> str:

@@ -310,9 +310,12 @@ def test_as_a_module():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_output_to_a_full_disk():
+@pytest.mark.parametrize("words", [["summary", "resnet110"], ["info"]])
+def test_output_to_a_full_disk(words):
+    """More than a buffer holds, and less, which only shows when the buffer is emptied."""
     with open("/dev/full", "w") as full:
-        found = subprocess.run([*COMMAND, "summary", "resnet20"], stdout=full, stderr=subprocess.PIPE, text=True)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        found = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
     assert (found.returncode, found.stderr) == (1, "minicnn: error: No space left on device\n")
 
 
@@ -346,16 +349,16 @@ def slowly(*words, limit=0):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 def test_ctrl_c_of_a_process_and_resume(squares, minicnn, monkeypatch):
     monkeypatch.setattr(train.Run, "draw", lambda run: [])      # others look at the pictures
-    arguments = ["train", "--epochs", "40", "--seed", "3"]
+    arguments = ["train", "--epochs", "15", "--seed", "3"]
     with subprocess.Popen(slowly(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
-            if line.startswith("   1 / 40"):
+            if line.startswith("   1 / 15"):
                 break
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         err = process.stderr.read()
     assert process.returncode == 130
-    told = re.fullmatch(r"minicnn: interrupted behind (\d+ of 40 epochs(?: and \d+ of 23 steps)?); saved. "
+    told = re.fullmatch(r"minicnn: interrupted behind (\d+ of 15 epochs(?: and \d+ of 23 steps)?); saved. "
                         r"Go on with `minicnn (train --resume runs/squares-tiny-1)`\n", err)
     assert told, err
     status, out, err = minicnn(*told[2].split())
@@ -364,9 +367,9 @@ def test_ctrl_c_of_a_process_and_resume(squares, minicnn, monkeypatch):
     same_as(leavings(squares / "through"), squares / "runs" / "squares-tiny-1")
 
     status, out, _ = minicnn("train", "--resume", "runs/squares-tiny-1")
-    assert status == 0 and "this run is finished, with 40 epochs; --epochs" in out
-    status, out, _ = minicnn("train", "--resume", "runs/squares-tiny-1", "--epochs", 41)
-    assert status == 0 and "going on behind 40 of 41 epochs\n" in out and re.search(r"^  41 / 41 ", out, re.M)
+    assert status == 0 and "this run is finished, with 15 epochs; --epochs" in out
+    status, out, _ = minicnn("train", "--resume", "runs/squares-tiny-1", "--epochs", 16)
+    assert status == 0 and "going on behind 15 of 16 epochs\n" in out and re.search(r"^  16 / 16 ", out, re.M)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
@@ -374,8 +377,8 @@ def test_a_full_disk_for_a_process(squares, minicnn):
     """Files may hold 8 kB here: the configuration and the model fit, the checkpoint does not."""
     found = subprocess.run(slowly("train", "--epochs", "1", limit=8000), capture_output=True, text=True)
     assert found.returncode == 1
-    assert found.stderr == ("minicnn: error: cannot write to runs/squares-tiny-1 (File too large); what was saved there before is "
-                            "whole: mend that, then go on with `minicnn train --resume runs/squares-tiny-1`\n")
+    assert found.stderr == ("minicnn: error: cannot write to runs/squares-tiny-1 (File too large); what was saved before is whole: "
+                            "mend that, then go on with `minicnn train --resume runs/squares-tiny-1`\n")
     assert {path.name for path in (squares / "runs" / "squares-tiny-1").iterdir()} == {"config.json", "metrics.jsonl", "model.npz"}
     assert minicnn("train", "--resume")[0] == 0
 

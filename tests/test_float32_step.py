@@ -19,8 +19,8 @@ from minicnn import models, ops
 from minicnn.autograd import Tensor
 from minicnn.optim import SGD, AdamW
 
-MAKERS = ("zeros", "ones", "empty", "full", "arange", "array", "asarray", "ascontiguousarray", "zeros_like", "ones_like", "empty_like",
-          "full_like", "concatenate", "stack", "where", "broadcast_to", "eye", "linspace", "frombuffer", "fromiter")
+MAKERS = ("zeros", "ones", "empty", "full", "arange", "array", "asarray", "ascontiguousarray", "zeros_like", "ones_like",
+          "empty_like", "full_like", "concatenate", "stack", "where", "broadcast_to", "eye", "linspace", "frombuffer", "fromiter")
 LIBRARIES = (str(Path(np.__file__).parent), standin.__file__)
 THIS_WATCH = {"note", "watched", "__array_finalize__", "__array_function__", "watching_call", "watching_init", "random",
               "standard_normal"}

@@ -148,6 +148,14 @@ def test_evaluate_is_inference_image_by_image():
     assert train.predict(model, SETS[1].images, normalize).max(axis=1) == pytest.approx(found.confidences, rel=1e-12)
 
 
+def test_evaluation_and_prediction_record_nothing(monkeypatch):
+    taped, softmax = [], mc.ops.softmax
+    monkeypatch.setattr(mc.ops, "softmax", lambda logits: taped.append(logits.requires_grad) or softmax(logits))
+    train.evaluate(tiny(), SETS[1], Normalize((0,), (1,)))
+    train.predict(tiny(), SETS[1].images, Normalize((0,), (1,)))
+    assert taped == [False, False]
+
+
 @pytest.mark.parametrize("dataset, words", [
     (image_set(6, image=(1, 5, 6)), r"images \(1, 5, 6\)"), (image_set(6, classes=("a", "b")), "2 classes"),
     (image_set(0), "no images")])
@@ -370,7 +378,7 @@ KILLED = textwrap.dedent("""
     from minicnn import models, train
     models._BUILDERS["tiny"] = t.tiny
     train.NAMES, train.read_data = ("squares",), lambda *_: t.SETS
-    run = train.resume("run") if len(sys.argv) > 1 else t.begin("run", epochs=100)
+    run = train.resume("run") if len(sys.argv) > 1 else t.begin("run", epochs=60)
     print("ready", flush=True)
     run.fit(on_step=lambda _: time.sleep(0.01), save_every=2)
 """)
@@ -378,7 +386,7 @@ KILLED = textwrap.dedent("""
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is of POSIX")
 def test_sigkill_of_a_process_at_any_moment(squares):
-    """Killed again and again, at random moments of a training that would take 5 seconds, then let through."""
+    """Killed again and again, at random moments of a training that would take 3 seconds, then let through."""
     program = [sys.executable, "-c", KILLED.format(tests=os.path.dirname(__file__))]
     moments, extra, killed = random.Random(1), [], 0
     while killed < 3:
@@ -394,7 +402,7 @@ def test_sigkill_of_a_process_at_any_moment(squares):
     assert again.trainer.epoch * STEPS + again.trainer.step >= 4
     again.fit()
     again.draw()
-    through = begin("through", epochs=100)
+    through = begin("through", epochs=60)
     through.fit()
     through.draw()
     same_as(leavings(squares / "through"), squares / "run")
@@ -437,14 +445,25 @@ def test_numbers_of_folders(squares):
     assert names == ["squares-tiny-1", "squares-tiny-2", "squares-tiny-10"]
 
 
+def test_runs_that_begin_at_one_moment_have_folders_of_their_own(squares, monkeypatch):
+    """Neither sees the other's folder when it looks for a number."""
+    class Blind(type(train.RUNS)):
+        def glob(self, *_):
+            return iter(())
+    monkeypatch.setattr(train, "RUNS", Blind("runs"))
+    assert [train.begin("squares", model="tiny").folder.name[-1] for _ in range(3)] == ["1", "2", "3"]
+
+
 def test_nothing_is_written_over(squares):
     (squares / "mine").mkdir()
     (squares / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="mine exists already"):
+    with pytest.raises(FileExistsError, match="mine exists already.*--out$"):
         begin("mine")
     assert [p.name for p in (squares / "mine").iterdir()] == ["thesis.txt"]
     (squares / "empty").mkdir()
     assert begin("empty").folder.name == "empty"
+    with pytest.raises(FileExistsError, match="or go on with the run that is there by --resume empty"):
+        begin("empty")
 
 
 def test_a_model_is_used_from_its_file_alone(squares):
@@ -480,7 +499,7 @@ def test_the_newest_run(squares):
 @pytest.mark.parametrize("spoil, error, words", [
     (lambda run: (run / "config.json").unlink(), FileNotFoundError, "it has no config.json"),
     (lambda run: (run / "config.json").write_text("{"), WeightsError, "config.json is damaged"),
-    (lambda run: (run / "config.json").write_text("{}"), WeightsError, "it lacks classes"),
+    (lambda run: (run / "config.json").write_text("{}"), WeightsError, "config.json is damaged.* it lacks classes"),
     (lambda run: (run / "checkpoint.npz").write_bytes((run / "checkpoint.npz").read_bytes()[:900]), WeightsError, "damaged"),
     (lambda run: mc.save(run / "checkpoint.npz", {"a": np.zeros(2)}), WeightsError, "no checkpoint: it lacks"),
     (lambda run: run.rename("moved"), FileNotFoundError, "it does not exist")])
@@ -496,6 +515,14 @@ def test_changed_data_are_refused(squares, monkeypatch):
     monkeypatch.setattr(train, "read_data", lambda *_: (SETS[0].subset(range(45)), SETS[1]))
     with pytest.raises(DataError, match="not those that run began with.*begin a new run"):
         train.resume("run", epochs=2)
+
+
+def test_held_out_images_that_may_have_been_trained_on_are_told(squares, monkeypatch):
+    about = begin("run", epochs=1).about
+    monkeypatch.setattr(train, "read_data", lambda *_: (SETS[1], SETS[0]))
+    with pytest.warns(RuntimeWarning, match="images of squares have changed since the run began: some of the 46"):
+        assert len(train.held_out(about)) == 46
+    assert len(train.held_out(about, "other")) == 46            # another source is the user's word
 
 
 def test_held_out_images_must_have_the_same_classes(squares, monkeypatch):

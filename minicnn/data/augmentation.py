@@ -67,6 +67,7 @@ class Normalize:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Sequence[float] | NDArray[Any]]) -> Normalize:
+        """What `as_dict` gave, from a checkpoint or JSON."""
         if {"mean", "std"} != set(saved):
             raise ValueError(f"a saved Normalize has 'mean' and 'std', not {sorted(saved)}")
         return cls(tuple(saved["mean"]), tuple(saved["std"]))

@@ -72,5 +72,6 @@ def dropout(x: Any, p: float, *, train: bool, rng: np.random.Generator | None = 
         raise ValueError("dropout in training draws random numbers: pass rng=numpy.random.default_rng(seed)")
     array = x.data if isinstance(x, Tensor) else x
     kept = rng.random(array.shape, dtype=np.float32) >= p
-    mask = (kept * (1.0 / (1.0 - p) if p < 1.0 else 0.0)).astype(array.dtype)
+    mask = kept.astype(array.dtype)
+    mask *= 1.0 / (1.0 - p) if p < 1.0 else 0.0
     return x * to_device(mask, device_of(array))

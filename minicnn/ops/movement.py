@@ -89,6 +89,7 @@ def transpose_dx(dy, axes, x_shape):
 
 
 def axes_in_order(axes: Sequence[int] | None, ndim: int) -> list[int]:
+    """NumPy's `axes` of a transposition (None, negative) as a list of axes."""
     return list(range(ndim))[::-1] if axes is None else [a % ndim for a in axes]
 
 

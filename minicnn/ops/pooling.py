@@ -70,7 +70,7 @@ def avg_pool2d(x: Any, kernel_size: Any = 2, stride: Any = None, padding: Any = 
     if (area == area[0, 0]).all():
         return total * (1.0 / float(area[0, 0]))
     data = x.data if isinstance(x, Tensor) else x
-    return total * to_device((1.0 / area).astype(data.dtype), device_of(data))
+    return total / to_device(area.astype(data.dtype), device_of(data))
 
 
 @op
@@ -109,7 +109,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
     if (p, q) == (1, 1):
         return mean(x, (2, 3), keepdims=True)
     data = x.data if isinstance(x, Tensor) else x
-    a, b = (to_device(_averaging(n, parts).astype(data.dtype), device_of(data)) for n, parts in ((h, p), (w, q)))
+    a, b = (to_device(_averaging(n, parts, data.dtype), device_of(data)) for n, parts in ((h, p), (w, q)))
     return matmul(matmul(a, x), b.T)
 
 
@@ -119,11 +119,11 @@ def global_avg_pool2d(x: Any) -> Any:
     return mean(x, (2, 3))
 
 
-def _averaging(n: int, parts: int) -> np.ndarray[Any, Any]:
+def _averaging(n: int, parts: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """(parts, n): row i averages the numbers from floor(i n / parts) to ceil((i + 1) n / parts)."""
     i, at = np.arange(parts)[:, None], np.arange(n)
     inside = (at >= i * n // parts) & (at < -(-(i + 1) * n // parts))
-    return inside / inside.sum(1, keepdims=True)
+    return inside.astype(dtype) / inside.sum(1, keepdims=True).astype(dtype)
 
 
 def _areas(windows: Windows, in_size: Pair) -> np.ndarray[Any, Any]:

@@ -110,8 +110,8 @@ def check(function: Function, eps: float = 1e-6, rtol: float = 1e-5, atol: float
     if beside is not None:
         _compare_all(beside, groups(len(function.point), rng))
         if beside.culprits:
-            raise _wrong_element(function, beside, seed, call, ", where the inputs are moved by about 1 % (as given it is right: are "
-                                 "they special, or does a backward use numbers of another call?)")
+            raise _wrong_element(function, beside, seed, call, ", where the inputs are moved by about 1 % (as given it is right: "
+                                 "are they special, or does a backward use numbers of another call?)")
     kinks = sum(map(len, comparison.kinks.values()))
     return Report(len(function.point), sum(x.size for x in function.point), kinks, comparison.worst)
 
@@ -141,14 +141,17 @@ def _compare_all(comparison: Comparison, groups: Sequence[Sequence[int]], elemen
 def _check_kinks(function: Function, comparison: Comparison, seed: int, call: str) -> None:
     for i, elements in comparison.kinks.items():
         if len(elements) == comparison.point[i].size:
-            raise GradcheckError(f"{function.name}: every element of {function.names[i]} is at a kink, so nothing of its gradient can "
-                                 f"be compared: move the inputs off it (seed {seed})")
+            raise GradcheckError(f"{function.name}: every element of {function.names[i]} is at a kink, so nothing of its gradient "
+                                 f"can be compared: move the inputs off it (seed {seed})")
     together = comparison.kinks_together()
-    if together is not None and not together.right:
-        kinked = ", ".join(f"{function.names[i]} at {_indices(comparison, i)}" for i in comparison.kinks)
-        raise GradcheckError(f"{function.name}: at a kink ({kinked}) the gradient is given to too many or too few: where these elements "
-                             f"move together, the slope is {together.slopes.analytic:.9g} by backward, {together.slopes.numeric:.9g} by "
-                             f"differences (step {together.slopes.step:.1e}, seed {seed}). {_again(call)}".strip())
+    if together is None or together.right:
+        return
+    kinked = ", ".join(f"{function.names[i]} at {_indices(comparison, i)}" for i in comparison.kinks)
+    slopes = together.slopes
+    raise GradcheckError(
+        f"{function.name}: at a kink ({kinked}) the gradient is given to too many or too few: where these elements move together, "
+        f"the slope is {slopes.analytic:.9g} by backward, {slopes.numeric:.9g} by differences "
+        f"(step {slopes.step:.1e}, seed {seed}). {_again(call)}".strip())
 
 
 def _beside(function: Function, compare: Callable[..., Comparison], rng: np.random.Generator) -> Comparison | None:

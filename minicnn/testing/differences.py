@@ -166,14 +166,16 @@ class Comparison:
         if self._agrees(first):
             return self._right(first)
         around = [first, *(self._walk(direction, self.eps * 10.0 ** -k) for k in (1, 2))]
-        best, doubt = self._most_trustworthy(around)
-        if not doubt <= 0.01 * self._tolerance(best):       # also when it is NaN: no two steps stayed in the domain
+        ladder = around
+        if not np.ptp([s.numeric for s in around]) <= 0.01 * self._tolerance(first):    # not: one may be NaN, outside the domain
             longer = [self._walk(direction, self.eps * 10.0 ** k) for k in range(LONGEST, 0, -1)]
             shorter = [self._walk(direction, self.eps * 10.0 ** k) for k in range(-len(around), shortest - 1, -1)]
-            best, doubt = self._most_trustworthy([*longer, *around, *shorter])
-        reach = self._walk(direction, 1.0).size             # a slope that vanishes is small beside this
-        if self._agrees(best, reach, self._rounding(best)):
-            return self._right(best, reach)
+            ladder = [*longer, *around, *shorter]
+        best, doubt = self._most_trustworthy(ladder)
+        if self._agrees(best, self._rounding(best)):
+            return self._right(best)
+        if _vanishing(around) and abs(first.analytic) <= abs(around[-1].numeric):
+            return Finding(True, around[-1])
         if _steady([s.corner for s in around]):
             return Finding(False, around[1], doubt, kink=True)
         heights = [s.corner * s.step for s in around]
@@ -201,24 +203,21 @@ class Comparison:
         analytic = sum(float(np.vdot(self.gradients[i], ahead[i] - back[i])) for i in direction) / (2 * step)
         return Slopes(step, analytic, *slopes)
 
-    def _right(self, slopes: Slopes, reach: float = 0.0) -> Finding:
+    def _right(self, slopes: Slopes) -> Finding:
         apart = abs(slopes.analytic - slopes.numeric)
         if apart:
-            self.worst = max(self.worst, apart / max(abs(slopes.analytic), abs(slopes.numeric), self._unit(slopes, reach)))
+            self.worst = max(self.worst, apart / max(abs(slopes.analytic), abs(slopes.numeric), self._unit(slopes)))
         return Finding(True, slopes)
 
-    def _agrees(self, slopes: Slopes, reach: float = 0.0, slack: float = 0.0) -> bool:
-        return abs(slopes.analytic - slopes.numeric) <= self._tolerance(slopes, reach) + slack
+    def _agrees(self, slopes: Slopes, slack: float = 0.0) -> bool:
+        return abs(slopes.analytic - slopes.numeric) <= self._tolerance(slopes) + slack
 
-    def _tolerance(self, slopes: Slopes, reach: float = 0.0) -> float:
-        return self.rtol * max(abs(slopes.analytic), abs(slopes.numeric)) + self.atol * self._unit(slopes, reach)
+    def _tolerance(self, slopes: Slopes) -> float:
+        return self.rtol * max(abs(slopes.analytic), abs(slopes.numeric)) + self.atol * self._unit(slopes)
 
-    def _unit(self, slopes: Slopes, reach: float = 0.0) -> float:
-        """What counts as 1: in a function of small numbers less, or an absolute tolerance would cover everything.
-
-        reach: how far the outputs move where the inputs move by as much as they are large.
-        """
-        return min(1.0, max(slopes.size, reach if math.isfinite(reach) else 0.0, 1e-4 * self.output_size))
+    def _unit(self, slopes: Slopes) -> float:
+        """What counts as 1: in a function of small numbers less, or an absolute tolerance would cover everything."""
+        return min(1.0, max(slopes.size, 1e-4 * self.output_size))
 
     def _rounding(self, slopes: Slopes) -> float:
         """What rounding of the outputs can do to a slope."""
@@ -240,6 +239,11 @@ def _steady(numbers: list[float]) -> bool:
     The corners of a smooth function shrink with the step, and what rounding makes of them grows; a kink's stay as they are.
     """
     return 0.0 < max(numbers) <= 2 * min(numbers)
+
+
+def _vanishing(around: list[Slopes]) -> bool:
+    """Slopes that shrink with the step, as those of x^3 at 0: on their way to 0, with nothing to be small beside."""
+    return all(abs(shorter.numeric) <= 0.2 * abs(longer.numeric) for longer, shorter in zip(around, around[1:], strict=False))
 
 
 def _bounds(slopes: Slopes) -> tuple[float, float]:

@@ -1,8 +1,10 @@
 """Every operation of the package, and two small models, through the gradient checks: what `minicnn gradcheck` prints."""
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +12,18 @@ import numpy as np
 from minicnn import ops
 from minicnn.kernels.windows import Windows
 from minicnn.layers import (
-    AvgPool2d, BatchNorm2d, Conv2d, Dropout, Flatten, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ReLU, Residual, Sequential,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Residual,
+    Sequential,
 )
 from minicnn.testing.checking import Report, check, check_second, layer_function
 from minicnn.testing.function import Function
@@ -49,25 +62,31 @@ def _results(second_order: bool) -> Iterator[Result]:
     orders = (1, 2) if second_order else (1,)
     for name in ops.__all__:
         for order in orders:
-            yield _result(name, order, [Function(case.fn, case.inputs) for case in CASES.get(name, ())])
+            yield _result(name, order, partial(_calls, name))
     for name, model in small_models().items():
-        for train in (False, True):
+        for mode in ("inference", "training"):
             for order in orders:
-                mode = "training" if train else "inference"
-                yield _result(f"{name}, {mode}", order, [layer_function(model, IN_SHAPE, train, batch=3, seed=0)])
+                yield _result(f"{name}, {mode}", order, partial(_model_calls, model, mode == "training"))
 
 
-def _result(name: str, order: int, functions: list[Function]) -> Result:
-    began, reports, message = time.perf_counter(), list[Report](), ""
+def _calls(name: str) -> list[Function]:
+    return [Function(case.fn, case.inputs) for case in CASES[name]]
+
+
+def _model_calls(model: Layer, train: bool) -> list[Function]:
+    return [layer_function(model, IN_SHAPE, train, batch=3, seed=0)]
+
+
+def _result(name: str, order: int, functions: Callable[[], list[Function]]) -> Result:
+    began, reports, worst, message = time.perf_counter(), list[Report](), math.nan, ""
     try:
-        for function in functions:
+        for function in functions():
             reports.append((check if order == 1 else check_second)(function))
+        worst = max(report.worst for report in reports)
     except Exception as error:      # whatever goes wrong with one is said in its line, and the others are checked
-        message = str(error) or type(error).__name__
-    if not functions:
-        message = f"minicnn/testing/table.py has no case of {name}"
-    worst = max((report.worst for report in reports), default=float("nan"))
-    return Result(name, order, sum(r.inputs for r in reports), worst, time.perf_counter() - began, not message, message)
+        message = f"{type(error).__name__}: {error}"
+        worst = getattr(error, "relative_error", None) or math.nan
+    return Result(name, order, sum(report.inputs for report in reports), worst, time.perf_counter() - began, not message, message)
 
 
 # ---------------------------------------------------------------- the operations
@@ -106,12 +125,14 @@ CASES: dict[str, list[Case]] = {
     "concatenate": _each(lambda a, b: ops.concatenate([a, b, a], 1), X, COLUMN),
     "conv2d": [
         Case(lambda x, weight, bias: ops.conv2d(x, weight, bias, padding=1), [IMAGE, _numbers(3, 2, 3, 3), _numbers(3)]),
-        Case(lambda x, weight: ops.conv2d(x, weight, stride=(2, 1), padding=(0, 2), dilation=(1, 2)), [IMAGE, _numbers(3, 2, 2, 3)]),
+        Case(lambda x, weight: ops.conv2d(x, weight, stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
+             [IMAGE, _numbers(3, 2, 2, 3)]),
         Case(lambda x, weight, bias: ops.conv2d(x, weight, bias, groups=2), [IMAGE, _numbers(4, 1, 2, 2), ROW]),
     ],
     "conv2d_input_grad": _each(lambda dy, weight: ops.conv2d_input_grad(dy, weight, (4, 5), stride=2, padding=1),
                                _numbers(2, 3, 2, 3), _numbers(3, 2, 3, 3)),
-    "conv2d_weight_grad": _each(lambda x, dy: ops.conv2d_weight_grad(x, dy, (3, 3), stride=2, padding=1), IMAGE, _numbers(2, 3, 2, 3)),
+    "conv2d_weight_grad": _each(lambda x, dy: ops.conv2d_weight_grad(x, dy, (3, 3), stride=2, padding=1),
+                                IMAGE, _numbers(2, 3, 2, 3)),
     "cross_entropy": [Case(lambda z, s=s: ops.cross_entropy(z, LABELS, s), [X]) for s in (0.0, 0.1)],
     "div": [Case(ops.div, [X, ROW]), Case(ops.div, [SCALAR, COLUMN])],
     "dropout": [Case(lambda x: ops.dropout(x, 0.4, train=True, rng=np.random.default_rng(0)), [X]),
@@ -123,7 +144,8 @@ CASES: dict[str, list[Case]] = {
     "linear": [Case(ops.linear, [X, _numbers(5, 4), _numbers(5)]), Case(ops.linear, [X, _numbers(5, 4)])],
     "log": _each(ops.log, _positive(3, 4)),
     "log_softmax": [Case(lambda x, axis=axis: ops.log_softmax(x, axis), [X]) for axis in (-1, 0)],
-    "matmul": [Case(ops.matmul, [X, ROW]), Case(ops.matmul, [_numbers(3), X]), Case(ops.matmul, [_numbers(2, 1, 3, 4), _numbers(5, 4, 2)])],
+    "matmul": [Case(ops.matmul, [X, ROW]), Case(ops.matmul, [_numbers(3), X]),
+               Case(ops.matmul, [_numbers(2, 1, 3, 4), _numbers(5, 4, 2)])],
     "matrix_product": _each(ops.matrix_product, _numbers(2, 3, 4), _numbers(4, 2)),
     "max": [Case(lambda x, axis=axis: ops.max(x, axis), [_numbers(2, 3, 4)]) for axis in (None, 1, (0, 2))],
     "max_of_last": _each(lambda x: ops.max_of_last(x)[0], X),
@@ -137,7 +159,8 @@ CASES: dict[str, list[Case]] = {
     "neg": _each(ops.neg, X),
     "normalize": _each(lambda x, weight, bias: ops.normalize(x, weight, bias, 1e-5)[0], IMAGE, CHANNEL, -CHANNEL),
     "pad": _each(lambda x: ops.pad(x, ((1, 0), (0, 2)), 0.5), X),
-    "place": [Case(lambda x: ops.place(x, np.s_[1:4, ::2], (5, 7)), [X]), Case(lambda x: ops.place(x, np.array([1, 0, 1]), (2, 4)), [X])],
+    "place": [Case(lambda x: ops.place(x, np.s_[1:4, ::2], (5, 7)), [X]),
+              Case(lambda x: ops.place(x, np.array([1, 0, 1]), (2, 4)), [X])],
     "power": [Case(ops.power, [_positive(3, 4), ROW]), Case(lambda x: x ** 3, [X]), Case(lambda x: 2.0 ** x, [X])],
     "relu": _each(ops.relu, X),
     "reshape": _each(lambda x: ops.reshape(x, (2, -1)), X),
@@ -176,7 +199,7 @@ def small_vgg() -> Sequential:
 
 
 def small_resnet() -> Sequential:
-    """A stem with an overlapping pool, a block with the identity as shortcut and one with a projection, then the mean of each channel."""
+    """A stem with an overlapping pool; a block with the identity as shortcut, one with a projection; the mean of each channel."""
     def conv_bn(channels: int, kernel_size: int, stride: int = 1) -> list[Layer]:
         return [Conv2d(channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False), BatchNorm2d()]
 
