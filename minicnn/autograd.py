@@ -100,8 +100,8 @@ class Node:
                 g = _as_array(g)
                 _check_gradient(rule, key, g, self.parents[key])
                 # Of several gradients one may be a view of another, so only a single one can be an array of its own.
-                fresh = not create_graph and len(flat) == 1 and g.base is None and not _stands_in(g, (dy, *self.saved.values()))
-                yield self.parents[key], g, fresh
+                fresh = not create_graph and len(flat) == 1 and g.base is None
+                yield self.parents[key], g, fresh and not _stands_in(g, (dy, *self.saved.values()))
         if asked:
             raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted(map(_argument, asked))}: one registered "
                             "with fused=True serves the first order alone; register another beside it, made of ops")

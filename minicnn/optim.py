@@ -6,7 +6,7 @@ Parameters move in place. One without a gradient, frozen ones among them, is lef
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,16 +149,16 @@ class SGD(Optimizer):
 
     def update(self, p: Array, g: Array, memory: dict[str, Any], settings: Mapping[str, Any]) -> None:
         momentum = settings["momentum"]
-        if settings["weight_decay"]:
-            g = g + p * settings["weight_decay"]
-        if momentum:
-            if not memory:
-                memory["velocity"] = array_module(p).zeros_like(p)
-            velocity = memory["velocity"]
-            velocity *= momentum
-            velocity += g
-            g = g + velocity * momentum if settings["nesterov"] else velocity
-        p -= g * settings["lr"]
+        if momentum and not memory:
+            memory["velocity"] = array_module(p).zeros_like(p)
+        for p, g, velocity in _pieces(p, g, memory.get("velocity", p)):         # noqa: B020 (each is a part of its own)
+            if settings["weight_decay"]:
+                g = g + p * settings["weight_decay"]
+            if momentum:
+                velocity *= momentum
+                velocity += g
+                g = g + velocity * momentum if settings["nesterov"] else velocity
+            p -= g * settings["lr"]
 
 
 class AdamW(Optimizer):
@@ -185,15 +185,30 @@ class AdamW(Optimizer):
         if not memory:
             memory.update(t=0, m=xp.zeros_like(p), v=xp.zeros_like(p))
         memory["t"] += 1
-        m, v, t = memory["m"], memory["v"], memory["t"]
-        p *= 1.0 - lr * settings["weight_decay"]
-        m += (g - m) * (1.0 - b1)
-        v *= b2
-        v += g * g * (1.0 - b2)
-        root = xp.sqrt(v)
-        root *= (1.0 - b2 ** t) ** -0.5
-        root += settings["eps"]
-        p -= m / root * (lr / (1.0 - b1 ** t))
+        t = memory["t"]
+        for p, g, m, v in _pieces(p, g, memory["m"], memory["v"]):              # noqa: B020 (each is a part of its own)
+            p *= 1.0 - lr * settings["weight_decay"]
+            m += (g - m) * (1.0 - b1)
+            v *= b2
+            v += g * g * (1.0 - b2)
+            root = xp.sqrt(v)
+            root *= (1.0 - b2 ** t) ** -0.5
+            root += settings["eps"]
+            p -= m / root * (lr / (1.0 - b1 ** t))
+
+
+PIECE = 1 << 15         # numbers: an update's several passes over a piece, and what they leave in between, stay in cache
+
+
+def _pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """The same stretches of several arrays of the host, as views to update in place; other arrays come whole."""
+    cut = all(isinstance(a, np.ndarray) and a.flags.c_contiguous for a in arrays) and arrays[0].size > PIECE
+    if not cut:
+        yield arrays
+        return
+    flat = [a.reshape(-1) for a in arrays]
+    for start in range(0, arrays[0].size, PIECE):
+        yield tuple(a[start:start + PIECE] for a in flat)
 
 
 # ---------------------------------------------------------------- schedules: step -> learning rate

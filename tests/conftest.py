@@ -1,6 +1,11 @@
 """What every test may ask for: the devices, and how many examples hypothesis tries."""
 import os
 
+# One thread for each test process, and for what it starts: small products gain nothing from a second one, and where several
+# processes share the cores, threads that wait for each other cost more than they compute. Before NumPy is loaded.
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
 import hypothesis
 import pytest
 import standin

@@ -21,12 +21,14 @@ def max_pool2d(x: Array, windows: Windows) -> tuple[Array, Array]:
     out_size = windows.out_size(x.shape[2:])
     y = _like(x, out_size, -np.inf, x.dtype)
     winner = _like(x, out_size, 0, _tap_type(windows))
-    for tap in reversed([*windows.taps(x.shape[2:], out_size)]):                # of equals, the first tap has the last word
-        pixels, best = x[:, :, *tap.pixels], y[:, :, *tap.outputs]
-        better = (pixels >= best) | (pixels != pixels)                          # even minus infinity beats padding; then NaN
-        xp.copyto(best, pixels, where=better)
-        chosen = winner[:, :, *tap.outputs]
-        chosen[...] = xp.where(better, tap.number, chosen)
+    taps = list(windows.taps(x.shape[2:], out_size))
+    for tap in taps:
+        best = y[:, :, *tap.outputs]
+        xp.maximum(best, x[:, :, *tap.pixels], out=best)
+    for tap in reversed(taps):                                                  # of equals, the first tap has the last word
+        pixels, chosen = x[:, :, *tap.pixels], winner[:, :, *tap.outputs]
+        won = (pixels == y[:, :, *tap.outputs]) | (pixels != pixels)            # the second: NaN, which equals nothing
+        chosen[...] = xp.where(won, tap.number, chosen)
     return y, winner
 
 

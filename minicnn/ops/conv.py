@@ -119,5 +119,5 @@ def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
 def _check_output_grad(function: str, dy: Array, filters: int, in_size: Any, windows: Windows) -> None:
     p, q = windows.out_size(in_size)
     if dy.ndim != 4 or tuple(dy.shape[1:]) != (filters, p, q):
-        raise ValueError(f"{function}: dy {tuple(dy.shape)} does not fit: {filters} filters of {windows.kernel_size} on an image of "
-                         f"{tuple(in_size)} give (N, {filters}, {p}, {q}); check the sizes, stride, padding and dilation")
+        raise ValueError(f"{function}: dy {tuple(dy.shape)} does not fit: {filters} filters of {windows.kernel_size} on an image "
+                         f"of {tuple(in_size)} give (N, {filters}, {p}, {q}); check the sizes, stride, padding and dilation")
