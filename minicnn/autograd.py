@@ -96,15 +96,14 @@ class Node:
             gradients = rule.function(dy, **{name: names if name == "wanted" else saved[name] for name in rule.names})
             flat = rule.by_key(gradients, self.parents)
             for key in sorted(wanted, key=str):
-                g = flat[key]
-                g = _as_array(g)
+                g = _as_array(flat[key])
                 _check_gradient(rule, key, g, self.parents[key])
                 # Of several gradients one may be a view of another, so only a single one can be an array of its own.
                 fresh = not create_graph and len(flat) == 1 and g.base is None
                 yield self.parents[key], g, fresh and not _stands_in(g, (dy, *self.saved.values()))
         if asked:
-            raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted(map(_argument, asked))}: one registered "
-                            "with fused=True serves the first order alone; register another beside it, made of ops")
+            raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted(map(_argument, asked))}: "
+                            "one registered with fused=True serves the first order alone; register another beside it, made of ops")
 
     def _tied(self) -> dict[str, Any]:
         """What was saved, as Tensors of the graph again: inputs tied to their nodes, the output to this one."""

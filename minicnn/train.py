@@ -45,6 +45,7 @@ RUNS = Path("runs")
 ABOUT = {"model", "model_options", "in_shape", "num_classes", "classes", "normalize", "dtype", "data", "root", "image_size",
          "fingerprint", "training", "device", "threads"}        # what config.json needs to have
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
+FILES = ("config.json", "metrics.jsonl", "checkpoint.npz", "model.npz", *PICTURES)
 SCHEDULES = ("constant", "step", "cosine")
 
 
@@ -424,8 +425,9 @@ def resume(folder: PathLike, *, epochs: int | None = None, device: str | None = 
         except KeyError as error:
             raise WeightsError(f"{folder / 'checkpoint.npz'} is no checkpoint: it lacks {error}") from None
     with _saving(folder):
-        for stray in [*folder.glob(".checkpoint-*.npz"), *folder.glob(".model-*.npz")]:
-            stray.unlink()                      # what a kill left half-written
+        for name in map(Path, FILES):           # what a kill left half-written, beside its place
+            for stray in folder.glob(f".{name.stem}-*{name.suffix}"):
+                stray.unlink()
         _write_json(folder / "config.json", about)
         _write_metrics(folder, trainer.history)
     return Run(folder, about, trainer)

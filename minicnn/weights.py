@@ -40,6 +40,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     read = {".npz": _read_npz, ".safetensors": _read_safetensors}[_suffix(path)]
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist" if not Path(path).exists() else f"{path} is not a file")
+    with open(path, "rb"):
+        pass                                        # what this raises, no permission for one, is no sign of damage
     return _unflatten(read(path), path)
 
 
@@ -126,13 +128,12 @@ def _write_npz(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
-    with open(path, "rb") as file:                  # what this raises, no permission for one, is no sign of damage
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in archive.infolist()}
-        except Exception as error:                  # a damaged archive fails in any way it likes
-            raise WeightsError(f"{path} is damaged or not an .npz file ({_one_line(error)}); write it again with minicnn.save"
-                               ) from None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in archive.infolist()}
+    except Exception as error:                      # a damaged archive fails in any way it likes
+        raise WeightsError(f"{path} is damaged or not an .npz file ({_one_line(error)}); write it again with minicnn.save"
+                           ) from None
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:

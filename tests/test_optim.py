@@ -77,6 +77,22 @@ def test_the_updates_are_the_documented_ones(kind, settings, device):
 
 
 @every_setting
+@pytest.mark.parametrize("transposed", [False, True])
+def test_large_parameters_move_by_the_same_rule(kind, settings, transposed, device):
+    """Larger than any piece that an update may be cut into, and not a multiple of one; in either order of memory."""
+    rng, by_hand = np.random.default_rng(3), sgd_by_hand if kind is SGD else adamw_by_hand
+    start, gradients = rng.standard_normal((70, 1001)), [rng.standard_normal((70, 1001)) for _ in range(3)]
+    array = device.put(start.T).T if transposed else device.put(start)
+    p = Tensor(array, requires_grad=True)
+    optimizer = kind([p], **settings)
+    for g in gradients:
+        p.grad = device.tensor(g, requires_grad=False)
+        optimizer.step()
+    np.testing.assert_allclose(p.numpy(), by_hand(start, gradients, **settings), rtol=1e-12, atol=1e-14)
+    assert p.data is array
+
+
+@every_setting
 def test_a_gradient_is_not_written_into_nor_kept(kind, settings):
     p, g = Tensor(np.ones(3), requires_grad=True), np.array([1.0, -2.0, 3.0])
     optimizer = kind([p], **settings)

@@ -61,7 +61,8 @@ def check_parity(device, fn, theirs, arrays, *, limit=1e-10, second_order=False)
 
 @hypothesis.given(case=conv_cases())
 def test_conv2d(device, case):
-    check_parity(device, lambda *arrays: ops.conv2d(*arrays, **case.options), lambda *arrays: functional.conv2d(*arrays, **case.options),
+    check_parity(device, lambda *arrays: ops.conv2d(*arrays, **case.options),
+                 lambda *arrays: functional.conv2d(*arrays, **case.options),
                  case.arrays, second_order=True)
 
 
@@ -118,7 +119,7 @@ def test_adaptive_avg_pool2d(device, size, to):
 
 @hypothesis.given(case=norm_cases())
 def test_batch_norm(device, case):
-    if case.options["train"]:       # else the rounding of either library is all there is: of two numbers, dx is what cancelling leaves
+    if case.options["train"]:       # else rounding is all there is to compare: of two numbers, dx is what cancelling leaves
         hypothesis.assume(case.x.var((0, 2, 3)).min() > 0.05 and case.x[:, 0].size > 2)
     statistics = case.running_mean, case.running_var
     running, torch_running = [device.put(s) for s in statistics], [torch.tensor(s) for s in statistics]
@@ -136,7 +137,7 @@ def test_batch_norm(device, case):
 @hypothesis.given(shape=hnp.array_shapes(max_dims=4, max_side=4), data=st.data(), seed=seeds)
 def test_activations(device, shape, data, seed):
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    x = np.random.default_rng(seed).standard_normal(shape) * 4
+    x = np.random.default_rng(seed).uniform(-4, 4, shape)      # further out tanh is 1 to all but a few digits, and so its slope
     for fn, theirs in ((ops.relu, functional.relu), (ops.sigmoid, torch.sigmoid), (ops.tanh, torch.tanh),
                        (lambda x: ops.softmax(x, axis), lambda x: torch.softmax(x, axis)),
                        (lambda x: ops.log_softmax(x, axis), lambda x: torch.log_softmax(x, axis))):
@@ -164,8 +165,9 @@ def test_arithmetic_with_broadcasting(device, arrays):
     positive = [np.abs(a) + 0.5 for a in arrays]
     for f in (lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, lambda a, b: a ** b):
         check_parity(device, f, f, positive, second_order=True)
-    for fn, theirs in ((ops.maximum, torch.maximum), (ops.minimum, torch.minimum)):
-        check_parity(device, fn, theirs, list(arrays))
+    a, b = arrays
+    for fn, theirs in ((ops.maximum, torch.maximum), (ops.minimum, torch.minimum)):     # of equals PyTorch gives half to each
+        check_parity(device, fn, theirs, [a, b + 1e-3])
 
 
 @hypothesis.given(shapes=hnp.mutually_broadcastable_shapes(signature="(m?,k),(k,n?)->(m?,n?)", max_dims=2, max_side=3), seed=seeds)

@@ -199,9 +199,7 @@ class Comparison:
             ahead[i], back[i] = self.point[i] + step * d, self.point[i] - step * d
         with np.errstate(all="ignore"):         # a long step may leave the domain: then it is not finite, and not used
             slopes = self.dy * (self.function(ahead) - self.here) / step, self.dy * (self.here - self.function(back)) / step
-        # ahead - back, not 2 h d: what the additions really moved, after their rounding.
-        analytic = sum(float(np.vdot(self.gradients[i], ahead[i] - back[i])) for i in direction) / (2 * step)
-        return Slopes(step, analytic, *slopes)
+        return Slopes(step, sum(float(np.vdot(self.gradients[i], d)) for i, d in direction.items()), *slopes)
 
     def _right(self, slopes: Slopes) -> Finding:
         apart = abs(slopes.analytic - slopes.numeric)
