@@ -600,5 +600,8 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
         assert x.node is not None
         g = found.get(x.node)
         g = array_module(x.data).zeros_like(x.data) if g is None else g
-        results.append(g if isinstance(g, Tensor) else Tensor.tied(g, None))
+        if not isinstance(g, Tensor):
+            twice = any(g is result.data for result in results)         # an input that was named twice
+            g = Tensor.tied(g.copy() if twice else g, None)
+        results.append(g)
     return results

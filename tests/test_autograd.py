@@ -902,3 +902,10 @@ def test_random_expressions_against_finite_differences(device, program):
     for g, again in zip(gradients, mc.grad(y, leaves, device.put(c), create_graph=True), strict=True):
         same(again, g, 1e-9)
     check_higher_order(lambda *t: run_program(steps, t, 0), arrays, device, 2, limit=1e-5)
+
+
+def test_an_input_named_twice_gets_two_gradients_of_their_own():
+    x = mc.Tensor(np.arange(3.0), requires_grad=True)
+    first, second = mc.grad((x * x).sum(), [x, x])
+    first.data += 1.0
+    same(second, 2 * x.data)

@@ -172,9 +172,8 @@ def test_reading_a_result_is_what_waits():
 def test_require_gpu_turns_skips_into_failures():
     """In a process that can see no GPU: `-m gpu` skips with the reason, and under MINICNN_REQUIRE_GPU=1 it fails with it."""
     here = Path(__file__)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-rs",
-               f"{here.parent}/test_movement.py",
-               "-k", "test_var or test_the_gradient_of_a_view"]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-rs",
+               f"{here.parent}/test_movement.py", "-k", "test_var or test_the_gradient_of_a_view"]
     for require, code, words in (("0", 0, "2 skipped"), ("1", 1, "2 errors")):
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MINICNN_REQUIRE_GPU": require}
         done = subprocess.run(command, env=environment, cwd=here.parent.parent, capture_output=True, text=True, check=False)

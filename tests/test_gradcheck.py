@@ -188,6 +188,23 @@ def test_large_inputs_take_few_evaluations_and_elementwise_two_an_element():
     assert 1000 < len(calls) < 1000 + directional
 
 
+def test_a_few_wrong_elements_of_many_are_enough():
+    calls = []
+
+    def wrong(x):
+        calls.append(1)
+        return times(3.0)(x)
+    assert "at least 1" in str(refusal(wrong, np.linspace(1.0, 2.0, 5000)))
+    assert len(calls) < 500
+
+
+def test_each_input_is_checked_where_the_others_are_constants():
+    """As the weights of a frozen model are: asking for one gradient alone takes another way through the tape."""
+    def only_in_company(x, weight):
+        return x * weight if weight.requires_grad else x.detach() * weight
+    assert "the gradient of input 0 changes when some others are not asked for" in str(refusal(only_in_company, [X, X + 1]))
+
+
 def test_elementwise_finds_what_is_lost_in_a_sum():
     factor = np.full(2000, 2.0)
     factor[1234] = 2.0 * (1 + 1e-4)

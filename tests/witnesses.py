@@ -35,10 +35,6 @@ class Device:
     def __str__(self) -> str:
         return self.name
 
-    @property
-    def xp(self) -> Any:
-        return backend.array_module(self.put(np.zeros(1)))
-
     def put(self, array: Any) -> Any:
         """A copy of the array on this device, so that no test writes into another's numbers."""
         array = np.asarray(array)

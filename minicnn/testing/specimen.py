@@ -289,7 +289,7 @@ _WRONG = (
     _wrong("only the first argument right", _op(lambda a, b: a / b, a=lambda dy, b: dy / b, b=lambda dy, a, b: dy * a / b ** 2),
            X, Y),
     _wrong("zero gradient", _sigmoid(lambda dy: np.zeros_like(dy)), X),
-    _wrong("zero gradient behind rounding", _op(lambda x: (x + 1e9) - 1e9, x=lambda dy: np.zeros_like(dy)), X),
+    _wrong("zero gradient behind rounding", _op(lambda x: (x + 1e10) - 1e10, x=lambda dy: np.zeros_like(dy)), X),
     _wrong("gradient handed through", _op(lambda x: np.tanh(x), x=lambda dy: dy.copy()), X),
     _wrong("used twice, counted once", lambda x, product=_mul(b=lambda dy: 0.0 * dy): product(x, x), X),
     _wrong("one factor cut off the tape", lambda x: ops.mul(x, Tensor(x.data)), X),
