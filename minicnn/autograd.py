@@ -595,7 +595,7 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
     seeds = [(output, _as_seed(seed)) for output, seed in zip(output_list, seed_list, strict=True) if output.node is not None]
     found = _propagate(seeds, {x.node for x in input_list if x.node is not None}, create_graph=create_graph,
                        retain_graph=create_graph if retain_graph is None else retain_graph)
-    results = []
+    results: list[Tensor] = []
     for x in input_list:
         assert x.node is not None
         g = found.get(x.node)

@@ -205,6 +205,16 @@ def test_each_input_is_checked_where_the_others_are_constants():
     assert "the gradient of input 0 changes when some others are not asked for" in str(refusal(only_in_company, [X, X + 1]))
 
 
+def test_inputs_are_moved_each_on_its_own_and_jointly():
+    moved = set()
+
+    def noted(x, y):
+        moved.add(tuple(1e-8 < abs(t.data - base).max() < 1e-4 for t, base in ((x, X), (y, X + 1))))
+        return x * y
+    assert gradcheck(noted, [X, X + 1])
+    assert moved == {(False, False), (True, False), (False, True), (True, True)}
+
+
 def test_elementwise_finds_what_is_lost_in_a_sum():
     factor = np.full(2000, 2.0)
     factor[1234] = 2.0 * (1 + 1e-4)
@@ -314,6 +324,15 @@ def test_where_everything_is_at_a_kink_nothing_is_called_right():
     assert "every element of input 0 is at a kink" in str(refusal(ops.relu, np.zeros(4)))
     assert "every element of input 1 is at a kink" in str(refusal(ops.maximum, [np.array([1.0, 2.0]), np.ones(1)]))
     assert gradcheck(ops.maximum, [np.array([1.0, 2.0]), np.array([1.0, 1.0])])
+
+
+def test_rounding_is_no_kink():
+    """x by way of 1e7 moves in little steps; an element that is wrong there is wrong, whichever it is."""
+    x = np.random.default_rng(3).normal(size=40)
+    for element in range(40):
+        factor = np.ones(40)
+        factor[element] = 1.5
+        assert refusal(times(factor, lambda x: (x + 1e7) - 1e7), x, rtol=1e-3).index == (element,)
 
 
 def test_ties_of_a_pool_are_kept_out_and_counted():

@@ -368,7 +368,7 @@ _WRONG = (
     _wrong("keeps the latest input", _remembers_latest(), X),
     _wrong("adds to a buffer", _adds_up(), X),
     _wrong("writes into the output gradient", _writes_into_dy(), X),
-    _wrong("writes into its input", _writes_into_x(), X),
+    _wrong("writes into its input", _writes_into_x(), X.copy()),         # its own copy: the others share X
     _wrong("right in company only", _fused_forgets_when_alone(), X, Y),
     _wrong("fused unlike composed", _fused_unlike_composed(), X),
     _wrong("reads memory as it lies", _double(lambda dy: 2.0 * dy.ravel(order="K").reshape(dy.shape)), X),
