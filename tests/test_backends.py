@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import standin
-from cases import CASES
+from op_cases import CASES
 from witnesses import Device, host, same
 
 import minicnn as mc

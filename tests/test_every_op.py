@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import standin
-from cases import CASES
+from op_cases import CASES
 from witnesses import Device, check_gradients, check_higher_order, host, same
 
 import minicnn as mc
