@@ -277,11 +277,11 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 32")
     add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
     add("--momentum", type=float, metavar="M", help="of SGD, Nesterov's; 0.9")
-    add("--weight-decay", type=float, metavar="D", help="pulls every weight towards 0; 5e-4")
+    add("--weight-decay", type=float, metavar="D", help="pulls every weight towards 0; for the digits 1e-3")
     add("--schedule", choices=train.SCHEDULES, help="of the learning rate: cosine (to 0; the default), step (a tenth from half of "
         "all steps on, a hundredth from three quarters on) or constant")
     add("--warmup", type=float, metavar="EPOCHS", help="epochs in which the learning rate rises to its highest; 1")
-    add("--label-smoothing", type=float, metavar="SHARE", help="of the target that is spread over all classes; 0")
+    add("--label-smoothing", type=float, metavar="SHARE", help="of the target that is spread over all classes; for the digits 0.1")
     add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, except handwriting, flip them; "
         "done unless you say --no-augment")
     add("--dtype", choices=["float32", "float64"], help="what is computed in; float32")
