@@ -494,9 +494,10 @@ def read_data(source: str, root: PathLike | None = None,
 
 def default_training(source: str, in_shape: tuple[int, ...]) -> dict[str, Any]:
     """Fields of Config. What a shift or a flip leaves a digit or a thing to be depends on the data: a flipped 2 is none."""
-    known = {"digits": {"epochs": 30, "shift": 1, "weight_decay": 1e-3, "label_smoothing": 0.1},
-             "mnist": {"epochs": 10, "batch_size": 128, "shift": 2},
-             "cifar10": {"epochs": 60, "batch_size": 128, "shift": 4, "flip": True}}
+    known: dict[str, dict[str, Any]] = {
+        "digits": {"epochs": 30, "shift": 1, "weight_decay": 1e-3, "label_smoothing": 0.1},
+        "mnist": {"epochs": 10, "batch_size": 128, "shift": 2},
+        "cifar10": {"epochs": 60, "batch_size": 128, "shift": 4, "flip": True}}
     return known.get(source, {"epochs": 30, "shift": in_shape[1] // 8, "flip": True})
 
 
