@@ -289,7 +289,7 @@ _DRIVERS = "`sudo ubuntu-drivers install` on Ubuntu, elsewhere from https://www.
 
 def _install(major: int, remove: Any = ()) -> str:
     """The command for CuPy with its own toolkit libraries, after removing the packages it would collide with."""
-    command = f'pip install "minicnn[cuda{major}]"'
+    command = f'pip install "cupy-cuda{major}x[ctk]"'
     return f"pip uninstall -y {' '.join(sorted(remove))} && {command}" if remove else command
 
 

@@ -81,7 +81,7 @@ def _train(resume: str | None = "", save_every: int = 0, augment: bool = True, *
     print(f"folder  {run.folder}", flush=True)
     if lacking := [library for library in LEFT_OUT if importlib.util.find_spec(library) is None]:
         print(f"        {' and '.join(LEFT_OUT[library] for library in lacking)}: {' and '.join(lacking)} cannot be found; "
-              "pip install 'minicnn[train]'")
+              f"pip install {' '.join(lacking)}")
     finished = run.finished
     if finished:
         print(f"\nthis run is finished, with {trainer.epoch} epochs; --epochs and a larger number would train it longer")
@@ -205,7 +205,7 @@ def _info() -> None:
         try:
             state = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            state = "not installed: pip install 'minicnn[train]'"
+            state = f"not installed: pip install {name}"
         print(f"  {name:<18}  {state}")
 
 

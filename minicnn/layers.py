@@ -313,8 +313,8 @@ class Conv2d(Layer):
         self._with_bias = bias
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
-        if groups < 1 or out_channels < 1 or out_channels % groups:
-            raise ValueError(f"Conv2d: groups={groups} must divide out_channels={out_channels}, both at least 1")
+        if not (_count(groups) and _count(out_channels)) or out_channels % groups:
+            raise ValueError(f"Conv2d: groups={groups!r} must divide out_channels={out_channels!r}, both integers of at least 1")
 
     def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
         c, h, w = _image_shape("Conv2d", in_shape)
@@ -383,8 +383,8 @@ class Linear(Layer):
         self._with_bias = bias
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
-        if out_features < 1:
-            raise ValueError(f"Linear: out_features={out_features} must be at least 1")
+        if not _count(out_features):
+            raise ValueError(f"Linear: out_features={out_features!r} must be an integer of at least 1")
 
     def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
         if len(in_shape) != 1:
@@ -574,6 +574,10 @@ def _as_layer(value: Any, where: int | str) -> Layer:
         raise TypeError(f"item {where} of a layer list is {value!r}, not a layer: make it with e.g. ReLU(), and splice a list "
                         "of layers with *")
     return value
+
+
+def _count(n: Any) -> bool:
+    return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and int(n) >= 1
 
 
 def _image_shape(kind: str, in_shape: Shape) -> Shape:

@@ -99,7 +99,7 @@ def _figure(width: float, height: float) -> Any:
         figure = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
         importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     except ImportError as error:
-        raise ImportError("pictures need matplotlib, which is not installed: pip install 'minicnn[train]'") from error
+        raise ImportError("pictures need matplotlib, which is not installed: pip install matplotlib") from error
     return figure
 
 

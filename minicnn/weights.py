@@ -177,6 +177,6 @@ def _safetensors() -> Any:
     try:
         import safetensors.numpy
     except ImportError:
-        raise ImportError('.safetensors files need the safetensors library: pip install "minicnn[train]", '
+        raise ImportError('.safetensors files need the safetensors library: pip install safetensors, '
                           "or use a name that ends in .npz") from None
     return safetensors

@@ -253,7 +253,7 @@ def check(status, reason, cure, *, installed=True):
         assert part in str(error.value)
 
 
-CUDA12, CUDA13 = 'pip install "minicnn[cuda12]"', 'pip install "minicnn[cuda13]"'
+CUDA12, CUDA13 = 'pip install "cupy-cuda12x[ctk]"', 'pip install "cupy-cuda13x[ctk]"'
 
 
 @pytest.mark.parametrize(("driver", "cure"), [

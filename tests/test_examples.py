@@ -53,7 +53,7 @@ def test_residual_block_by_hand(run):
 
 
 def test_train_by_hand(run):
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'minicnn[train]'")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
     output = run("train_by_hand.py")
     losses = [float(loss) for loss in re.findall(r"mean loss (\S+)", output)]
     assert len(losses) == 8

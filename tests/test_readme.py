@@ -47,6 +47,5 @@ def test_what_its_table_names_is_there():
         assert hasattr(mc.layers, name), name
 
 
-def test_it_has_the_two_commands_and_no_placeholder():
+def test_it_has_the_two_commands():
     assert sum(line.startswith("python3 -m venv") for block in blocks("sh") for line in block.splitlines()) == 2
-    assert not re.search("@[A-Z]+@", README)

@@ -195,7 +195,7 @@ def test_without_hypothesis_one_line_says_how_to_get_it():
     done = run("import sys; sys.modules['hypothesis'] = None\nimport minicnn.testing as t\nt.gradcheck\nt.strategies")
     assert done.returncode == 1
     *_, last = done.stderr.strip().splitlines()
-    assert last == 'ImportError: minicnn.testing.strategies needs hypothesis: pip install "minicnn[test]"'
+    assert last == 'ImportError: minicnn.testing.strategies needs hypothesis: pip install hypothesis'
     with pytest.raises(AttributeError, match="stratagems"):
         import minicnn.testing
         _ = minicnn.testing.stratagems

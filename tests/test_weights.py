@@ -244,7 +244,7 @@ def test_without_safetensors_the_message_says_what_to_install(tmp_path, monkeypa
     for name in ("safetensors", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
     for use in (lambda path: mc.save(path, {"a": 1}), lambda path: (path.touch(), mc.load(path))):
-        with pytest.raises(ImportError, match=r'pip install "minicnn\[train\]".*\.npz'):
+        with pytest.raises(ImportError, match=r'pip install safetensors.*\.npz'):
             use(tmp_path / "state.safetensors")
     mc.save(tmp_path / "state.npz", {"a": 1})
 

@@ -25,7 +25,7 @@ def digits(seed: int = 0) -> tuple[ImageSet, ImageSet]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits need scikit-learn, which is not installed: pip install 'minicnn[train]'") from error
+        raise ImportError("digits need scikit-learn, which is not installed: pip install scikit-learn") from error
     source = load_digits()
     ink = source.images[:, None]                                    # (1797, 1, 8, 8), counts 0 to 16
     images = np.rint(ink * (255 / 16)).astype(np.uint8)

@@ -89,5 +89,5 @@ def _pillow() -> tuple[ModuleType, ModuleType]:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError("image files need Pillow, which is not installed: pip install 'minicnn[train]'") from error
+        raise ImportError("image files need Pillow, which is not installed: pip install pillow") from error
     return Image, ImageOps

@@ -103,7 +103,7 @@ def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
         raise ValueError(f"conv2d: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}; "
                          "a single image becomes a batch with x[None]")
     c, (k, c_group) = x.shape[1], weight.shape[:2]
-    if groups < 1 or c % groups or k % groups:
+    if not isinstance(groups, int) or groups < 1 or c % groups or k % groups:
         raise ValueError(f"conv2d: groups={groups} must divide the {c} channels of x {tuple(x.shape)} "
                          f"and the {k} filters of weight {tuple(weight.shape)}")
     if c_group * groups != c:

@@ -101,6 +101,10 @@ def _check(x: Any, weight: Any, bias: Any, running_mean: Array, running_var: Arr
         raise TypeError(f"batch_norm: x must be floating, not {x.dtype}: sums of small integers overflow; "
                         "convert images with array.astype('float32')")
     named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    other = {name: str(v.dtype) for name, v in named.items() if v.dtype != x.dtype}
+    if other:
+        raise TypeError(f"batch_norm: x is of {x.dtype}, but {', '.join(f'{name} of {dtype}' for name, dtype in other.items())}; "
+                        "all must be of one floating type: convert with array.astype(...)")
     for name, v in named.items():
         if tuple(v.shape) != (x.shape[1],):
             raise ValueError(f"batch_norm: {name} {tuple(v.shape)} must have one number for each of the {x.shape[1]} channels "

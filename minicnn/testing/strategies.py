@@ -17,7 +17,7 @@ import numpy as np
 try:
     from hypothesis import strategies as st
 except ImportError as error:
-    raise ImportError('minicnn.testing.strategies needs hypothesis: pip install "minicnn[test]"') from error
+    raise ImportError("minicnn.testing.strategies needs hypothesis: pip install hypothesis") from error
 
 Host = np.ndarray[Any, Any]
 Strategy = st.SearchStrategy[Any]
