@@ -437,7 +437,8 @@ def newest_run(holding: str = "config.json", runs: Path = RUNS) -> Path:
     """The run in ./runs that wrote this file last."""
     found = sorted(runs.glob(f"*/{holding}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"no run in ./{runs} has a {holding}: train one with `minicnn train`, or name a run's folder with --run")
+        raise FileNotFoundError(f"no run in ./{runs} has a {holding}: train one with `minicnn train`, "
+                                "or name a run's folder with --run")
     return found[-1].parent
 
 
