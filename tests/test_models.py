@@ -205,7 +205,7 @@ def test_odd_sizes_and_any_number_of_classes(name, classes, in_shape, options):
     (lambda: models.vgg11(10, (3, 16, 16), hidden=8), "features.20 (MaxPool2d): an image of 1 x 1"),
     (lambda: models.vgg16_bn(10, (3, 32, 31), hidden=8), "features.43 (MaxPool2d): an image of 2 x 1"),
     (lambda: models.resnet20(10, (32, 32)), "conv1 (Conv2d): Conv2d reads images (C, H, W), not (32, 32)"),
-    (lambda: models.resnet20(0), "Linear: out_features=0 must be at least 1"),
+    (lambda: models.resnet20(0), "Linear: out_features=0 must be an integer of at least 1"),
     (lambda: models.resnet20(shortcut="C"), """shortcut='C' must be "A" (zero channels) or "B" (1x1 convolution)"""),
     (lambda: cifar_resnet(21), "depth=21 must be 6 n + 2"), (lambda: cifar_resnet(2), "depth=2 must be 6 n + 2"),
     (lambda: models.vgg11(10, (3, 32, 32), hidden=8, pool=0), "output_size=0"),
