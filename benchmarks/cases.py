@@ -24,6 +24,7 @@ class Case:
     weights: dict[str, Shape] = field(default_factory=dict)         # inputs without
     options: dict[str, Any] = field(default_factory=dict)           # keywords of the operation or the model
     constants: tuple[str, ...] = ()                                 # inputs whose gradient nobody asks for
+    tasks: tuple[str, ...] = ()                                     # which to time; all that the engine has, by default
 
 
 def arrays(case: Case) -> dict[str, np.ndarray[Any, Any]]:
@@ -122,14 +123,14 @@ def _linear(features: int, out_features: int) -> Case:
 
 
 # ---------------------------------------------------------------- models
-MODELS = ("vgg16", "resnet18", "resnet20")
+MODELS = {"vgg16": (16, 8), "vgg16_bn": (16, 8), "resnet18": (16, 16), "resnet50": (8, 8), "resnet20": (128, 128)}   # batches
 _SMALL = ("resnet20",)          # made for images of 32 x 32
 
 
-def model(name: str, quick: bool = False) -> Case:
-    side, batch = (32, 128) if name in _SMALL else (224, BATCH)
-    options: dict[str, Any] = {}
-    if quick:
-        side, batch = 32, 2
-        options = {"hidden": 64, "pool": 1} if name.startswith("vgg") else {}       # VGG's fully connected layers are its bulk
-    return Case(name, "model", batch, {"x": (3, side, side), "labels": ()}, options=options)
+def model(name: str, quick: bool = False, batch: int | None = None) -> list[Case]:
+    """Inference and training step, each at the model's own batch size or at the one given."""
+    side = 32 if quick or name in _SMALL else 224
+    options: dict[str, Any] = {"hidden": 64, "pool": 1} if quick and name.startswith("vgg") else {}     # its bulk otherwise
+    sizes = (2, 2) if quick else (batch, batch) if batch else MODELS[name]
+    return [Case(name, "model", size, {"x": (3, side, side), "labels": ()}, options=options, tasks=(task,))
+            for size, task in zip(sizes, ("inference", "training step"), strict=True)]

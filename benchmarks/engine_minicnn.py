@@ -16,7 +16,7 @@ from minicnn.kernels.windows import channels_first, channels_last
 
 class Engine:
     def __init__(self, threads: int, variant: str = "") -> None:
-        self.limit = threadpoolctl.threadpool_limits(threads)           # holds for as long as the object lives
+        mc.set_num_threads(threads)
 
     def versions(self) -> dict[str, str]:
         pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]

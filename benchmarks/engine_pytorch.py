@@ -83,7 +83,7 @@ def operation(case: Case) -> Callable[..., torch.Tensor]:
 
 # ---------------------------------------------------------------- the same layer list, in PyTorch
 def translate(layer: layers.Layer) -> nn.Module:
-    """A built layer as a module with the same parameters (in the same memory), written as PyTorch's own models are: in place."""
+    """A built layer as a module with the same parameters, written as PyTorch's own models are: in place."""
     match layer:
         case layers.Sequential():
             return nn.Sequential(*map(translate, layer.layers))
@@ -121,7 +121,7 @@ def _with_parameters(layer: layers.Conv2d | layers.BatchNorm2d | layers.Linear, 
     for name in layer.parameter_names:
         parameter = getattr(layer, name)
         if parameter is not None:
-            setattr(module, name, nn.Parameter(torch.from_numpy(parameter.data)))
+            setattr(module, name, nn.Parameter(torch.from_numpy(np.ascontiguousarray(parameter.data))))     # in PyTorch's layout
     return module
 
 

@@ -200,11 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time minicnn beside PyTorch, where that is installed.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and 2 repeats: shows that it runs, measures nothing")
-    for name, choices in (("--models", cases.MODELS), ("--ops", cases.OPERATIONS)):
+    for name, choices in (("--models", tuple(cases.MODELS)), ("--ops", cases.OPERATIONS)):
         parser.add_argument(name, nargs="*", choices=choices, default=choices, help="all by default; the flag alone: none")
     parser.add_argument("--repeats", type=_positive, help="repetitions of each task, the median of which counts (default 7)")
     parser.add_argument("--threads", type=_positive, default=_cores(), help="of each library (default: %(default)s, the cores)")
-    parser.add_argument("--batch", type=_positive, help=f"images a batch (default: {cases.BATCH}, ResNet-20 128)")
+    parser.add_argument("--batch", type=_positive,
+                        help=f"images a batch (default: {cases.BATCH}; models at what they are compared at)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there, too")
     args = parser.parse_args(arguments)
     args.repeats = args.repeats or (2 if args.quick else 7)
@@ -218,8 +219,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def select(args: argparse.Namespace) -> list[Case]:
     selected = [case for case in cases.operations(args.quick) if case.kind in args.ops]
-    selected += [cases.model(name, args.quick) for name in args.models]
-    return [replace(case, batch=args.batch) for case in selected] if args.batch else selected
+    selected = [replace(case, batch=args.batch) for case in selected] if args.batch else selected
+    return selected + [case for name in args.models for case in cases.model(name, args.quick, args.batch)]
 
 
 def _positive(value: str) -> int:

@@ -46,7 +46,8 @@ class Bench:
                 return {"versions": self.engine.versions()}
             case "prepare":
                 self.tasks = {}                                         # free the last one's memory first
-                self.tasks = self.engine.tasks(Case(**request["case"]))
+                case = Case(**request["case"])
+                self.tasks = {name: task for name, task in self.engine.tasks(case).items() if not case.tasks or name in case.tasks}
                 self.calls = {name: warm_up(task, request["shortest"]) for name, task in self.tasks.items()}
                 return {"tasks": list(self.tasks)}
             case "repeat":

@@ -9,24 +9,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minicnn import data, initialization, layers, models, ops, optim
+from minicnn import initialization, layers, models, ops, optim
 from minicnn.autograd import Op, Tensor, grad, no_grad, op
-from minicnn.kernels.conv import col2im, im2col
+from minicnn.kernels.algorithms import algorithm
+from minicnn.kernels.im2col import col2im, im2col
+from minicnn.threads import get_num_threads, set_num_threads
 from minicnn.weights import load, save
 
 if TYPE_CHECKING:
-    from minicnn import testing
+    from minicnn import data, testing
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Op", "Tensor", "col2im", "data", "grad", "im2col", "initialization", "layers", "load", "models", "no_grad", "op", "ops",
-    "optim", "save", "testing",
+    "Op", "Tensor", "algorithm", "col2im", "data", "get_num_threads", "grad", "im2col", "initialization", "layers", "load",
+    "models", "no_grad", "op", "ops", "optim", "save", "set_num_threads", "testing",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`mc.testing` is imported when somebody asks for it: a program that only computes does not wait for its specimens."""
-    if name == "testing":
-        return import_module("minicnn.testing")
+    """`mc.data` and `mc.testing` are imported when somebody asks for them: a program that only computes does not wait for them."""
+    if name in ("data", "testing"):
+        return import_module(f"minicnn.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

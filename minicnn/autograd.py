@@ -98,9 +98,8 @@ class Node:
             for key in sorted(wanted, key=str):
                 g = _as_array(flat[key])
                 _check_gradient(rule, key, g, self.parents[key])
-                # Of several gradients one may be a view of another, so only a single one can be an array of its own.
-                fresh = not create_graph and len(flat) == 1 and g.base is None
-                yield self.parents[key], g, fresh and not _stands_in(g, (dy, *self.saved.values()))
+                others = (dy, *self.saved.values(), *(other for k, other in flat.items() if k != key))
+                yield self.parents[key], g, not create_graph and _is_its_own(g, others)
         if asked:
             raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted(map(_argument, asked))}: "
                             "one registered with fused=True serves the first order alone; register another beside it, made of ops")
@@ -124,8 +123,17 @@ def _argument(key: Key) -> str:
     return key if isinstance(key, str) else key[0]
 
 
-def _stands_in(array: Any, values: Iterable[Any]) -> bool:
-    return any(array is value or isinstance(value, (list, tuple)) and _stands_in(array, value) for value in values)
+def _is_its_own(g: Any, others: Iterable[Any]) -> bool:
+    """Whether g can be written to: memory of its own, each number of it once, none of it in the others."""
+    if not getattr(g.flags, "writeable", True) or any(step == 0 for n, step in zip(g.shape, g.strides, strict=True) if n > 1):
+        return False
+    return not any(_shares_memory(g, other) for other in others)
+
+
+def _shares_memory(g: Any, value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_shares_memory(g, v) for v in value)
+    return isinstance(value, type(g)) and bool(array_module(g).may_share_memory(g, value))
 
 
 def _check_gradient(rule: Rule, key: Key, g: Any, parent: Node) -> None:
@@ -536,7 +544,11 @@ def _propagate(seeds: Sequence[tuple[Tensor, Tensor | None]], targets: set[Node]
             if fresh:
                 owned.add(node)
         elif node in owned and g.ndim:
-            gradients[node] += g
+            OPERATORS["accumulate"](gradients[node], g)
+        elif fresh and g.ndim:                          # the later one is the one that can be written to
+            OPERATORS["accumulate"](g, gradients[node])
+            gradients[node] = g
+            owned.add(node)
         else:
             gradients[node] = gradients[node] + g
             if not create_graph:

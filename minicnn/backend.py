@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import functools
 import importlib
-import importlib.metadata
 import os
 import sys
 import textwrap
@@ -332,10 +331,12 @@ def _cupy_packages() -> dict[str, str]:
     """The installed distributions that provide `cupy`, with their versions; there must be no more than one."""
     names = ["cupy", *(f"cupy-cuda{major}x" for major in range(11, 20)),
              "cupy-rocm-4-3", "cupy-rocm-5-0", "cupy-rocm-7-0", "cupy-rocm-7-1", "amd-cupy"]
+    from importlib import metadata  # slow to import, and only a GPU's probe asks
+
     found = {}
     for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -197,6 +198,35 @@ def _summary(model: str, classes: int | None = None, in_shape: tuple[int, ...] |
         print(summary)
 
 
+def _bench() -> None:
+    """Never called: one of the commands below it is."""
+
+
+def _bench_kernels(words: Sequence[str] = (), **options: Any) -> Any:
+    return _laboratory("laboratory").run(words, **options)
+
+
+def _bench_models(names: Sequence[str] = (), **options: Any) -> Any:
+    return _laboratory("whole").run(names, **options)
+
+
+def _bench_compare(before: str, after: str) -> None:
+    _laboratory("compare").run(before, after)
+
+
+def _bench_plot(file: str, out: str | None = None) -> None:
+    _laboratory("plot").run(file, out)
+
+
+def _bench_tune(**options: Any) -> None:
+    _laboratory("tune").run(**options)
+
+
+def _laboratory(module: str) -> Any:
+    """A module of the laboratory, which only those who measure wait for."""
+    return importlib.import_module(f"minicnn.bench.{module}")
+
+
 def _info() -> None:
     print(f"minicnn {minicnn.__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(backend.describe())
@@ -312,8 +342,55 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 
     command(_gradcheck, "check the gradients of every op, of a small VGG and of a small ResNet")
+    laboratory = command(_bench, "time kernels and models, compare what was measured, and draw it").add_subparsers(
+        dest="name", required=True, metavar="WHAT", parser_class=Parser)
+    _add_bench(laboratory)
     command(_info, "print versions, and the state of the CPU and the GPU backend")
-    return parser, commands.choices
+    return parser, {**commands.choices, **laboratory.choices}
+
+
+def _add_bench(commands: Any) -> None:
+    """The commands of the laboratory."""
+    def command(function: Callable[..., Any], line: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(function.__name__.removeprefix("_bench_"), help=line,
+                                                             description=line[0].upper() + line[1:] + ".")
+        added.set_defaults(command=function)
+        return added
+
+    def add_care(add: Callable[..., Any]) -> None:
+        add("--repeats", type=_count, metavar="N", help="repetitions, of which the median counts; kernels 9, models 7, tune 5")
+        add("--threads", type=_count, metavar="N", help="to compute with; by default one a core")
+        add("--quick", action="store_true", help="tiny sizes and 2 repeats: shows that everything runs, measures nothing")
+
+    def add_common(add: Callable[..., Any]) -> None:
+        add("--batch", type=_count, metavar="N", help="images a batch; 4 of 224 x 224, 128 of 32 x 32")
+        add_care(add)
+        add("--backend", choices=["auto", "cpu", "cuda"], help="auto: the CPU, and the GPU where one works")
+        add("--json", metavar="FILE", help="write every repetition there, and all that it depends on")
+
+    add = command(_bench_kernels, "check every kernel against float64, then time it, at the shapes of real layers").add_argument
+    add("words", nargs="*", metavar="NAME|SHAPE|PATTERN", help="a kernel (conv2d_input_grad), a shape or a part of it (64x56x56, "
+        "3x3), an algorithm (winograd), a model (vgg16), a pattern ('conv2d*'); of each sort that is given, one must fit. "
+        "By default every kernel of VGG-16, ResNet-50 and ResNet-20")
+    add_common(add)
+    add("--pytorch", action="store_true", help="PyTorch's times beside, from a process of its own")
+
+    add = command(_bench_models, "time whole models: inference, a training step, images a second, peak memory").add_argument
+    add("names", nargs="*", metavar="NAME", help="by default vgg16, resnet50 and resnet20; known are " + ", ".join(models.names()))
+    add_common(add)
+    add("--layers", action="store_true", help="every layer by itself, too")
+
+    add = command(_bench_compare, "say what changed from one file to another beyond the noise").add_argument
+    add("before", metavar="A", help="written by `minicnn bench ... --json A`")
+    add("after", metavar="B", help="the same, later, or on another machine")
+
+    add = command(_bench_tune, "measure which convolution algorithm is the fastest here, for `auto` to choose by").add_argument
+    add_care(add)
+    add("--out", metavar="FILE", help="by default the engine's own table")
+
+    add = command(_bench_plot, "draw what was measured: the roofline and the times by algorithm, or the models").add_argument
+    add("file", metavar="FILE", help="written by `minicnn bench ... --json FILE`")
+    add("--out", metavar="PICTURE", help="a .png, .svg or .pdf; by default FILE's name with .png")
 
 
 def _add_which(add: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 Shape = tuple[int, ...]
-Initializer = Callable[[Shape, np.random.Generator, Any], np.ndarray[Any, Any]]
+Initializer = Callable[[Shape, "np.random.Generator", Any], np.ndarray[Any, Any]]      # quoted: its module is slow to import
 
 
 def fans(shape: Shape) -> tuple[int, int]:

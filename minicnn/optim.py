@@ -6,13 +6,14 @@ Parameters move in place. One without a gradient, frozen ones among them, is lef
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from minicnn.autograd import Tensor
 from minicnn.backend import Array, array_module, device_of, to_device, to_numpy
+from minicnn.kernels.elementwise import in_place
 
 Schedule = Callable[[int], float]
 
@@ -151,7 +152,8 @@ class SGD(Optimizer):
         momentum = settings["momentum"]
         if momentum and not memory:
             memory["velocity"] = array_module(p).zeros_like(p)
-        for p, g, velocity in _pieces(p, g, memory.get("velocity", p)):         # noqa: B020 (each is a part of its own)
+
+        def one(p: Array, g: Array, velocity: Array) -> None:
             if settings["weight_decay"]:
                 g = g + p * settings["weight_decay"]
             if momentum:
@@ -159,6 +161,8 @@ class SGD(Optimizer):
                 velocity += g
                 g = g + velocity * momentum if settings["nesterov"] else velocity
             p -= g * settings["lr"]
+
+        in_place(one, p, g, memory.get("velocity", p))
 
 
 class AdamW(Optimizer):
@@ -186,7 +190,8 @@ class AdamW(Optimizer):
             memory.update(t=0, m=xp.zeros_like(p), v=xp.zeros_like(p))
         memory["t"] += 1
         t = memory["t"]
-        for p, g, m, v in _pieces(p, g, memory["m"], memory["v"]):              # noqa: B020 (each is a part of its own)
+
+        def one(p: Array, g: Array, m: Array, v: Array) -> None:
             p *= 1.0 - lr * settings["weight_decay"]
             m += (g - m) * (1.0 - b1)
             v *= b2
@@ -196,19 +201,7 @@ class AdamW(Optimizer):
             root += settings["eps"]
             p -= m / root * (lr / (1.0 - b1 ** t))
 
-
-PIECE = 1 << 15         # numbers: an update's several passes over a piece, and what they leave in between, stay in cache
-
-
-def _pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """The same stretches of several arrays of the host, as views to update in place; other arrays come whole."""
-    cut = all(isinstance(a, np.ndarray) and a.flags.c_contiguous for a in arrays) and arrays[0].size > PIECE
-    if not cut:
-        yield arrays
-        return
-    flat = [a.reshape(-1) for a in arrays]
-    for start in range(0, arrays[0].size, PIECE):
-        yield tuple(a[start:start + PIECE] for a in flat)
+        in_place(one, p, g, memory["m"], memory["v"])
 
 
 # ---------------------------------------------------------------- schedules: step -> learning rate

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minicnn.autograd import Tensor
 from minicnn.backend import is_array, to_numpy
+
+if TYPE_CHECKING:
+    import zipfile
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -56,6 +57,8 @@ def atomically(path: str | os.PathLike[str], write: Callable[[str], None]) -> No
 
 
 def _write_and_move(path: Path, write: Callable[[str], None]) -> None:
+    import tempfile  # slow to import, as zipfile is, and only files need them
+
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
@@ -121,6 +124,8 @@ def _unflatten(flat: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[st
 
 
 def _write_npz(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    import zipfile
+
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in flat.items():            # np.savez's own parameters would clash with names such as "file"
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -129,6 +134,8 @@ def _write_npz(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     try:
+        import zipfile
+
         with zipfile.ZipFile(path) as archive:
             return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in archive.infolist()}
     except Exception as error:                      # a damaged archive fails in any way it likes

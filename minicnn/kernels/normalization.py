@@ -1,47 +1,117 @@
 """Batch normalisation over plain arrays: what each channel's numbers have in common, and the passes that use it.
 
-Sums over a channel are products with a row of ones: a matrix product adds in blocks, which is both faster than NumPy's sum over
-leading axes and closer to the true sum in float32.
+All work on rows (N H W, C), block by block. Sums over a channel are products with a row of ones: a matrix product adds in blocks,
+which is both faster than NumPy's sum over leading axes and closer to the true sum in float32.
+
+Where the result is rectified, y = max(y, 0) and every dy below counts only where y > 0; that costs no pass of its own.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from minicnn.backend import Array, array_module
+from minicnn.kernels.blocks import each, empty, row_blocks, scratch, total
+from minicnn.kernels.elementwise import channelwise, rectify
 from minicnn.kernels.windows import channels_first, channels_last
 
 
-def normalize(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool = False) -> tuple[Array, Array, Array]:
     """(N, C, H, W) -> y, the mean of each channel (C,), its biased variance (C,).
 
-    y = weight (x - mean) / sqrt(var + eps) + bias
+    y = weight (x - mean) / sqrt(var + eps) + bias = scale x + shift
     """
     xp, rows = array_module(x), _rows(x)
-    mean = channel_sum(rows) / len(rows)
-    y = rows - mean
-    var = channel_sum(xp.square(y)) / len(rows)             # of the centred values: no cancellation
-    y *= weight * (var + eps) ** -0.5
-    y += bias
+    mean, var = moments(rows)
+    y = empty(xp, rows.shape, rows.dtype)
+    scale = weight * (var + eps) ** -0.5
+    shift = bias - mean * scale
+
+    def one(part: slice) -> None:
+        out = channelwise(xp.multiply, rows[part], scale, y[part])
+        channelwise(xp.add, out, shift, out)
+        if rectified:
+            rectify(out, out)
+
+    each(xp, one, row_blocks(rows))
     return _image(y, x), mean, var
 
 
-def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, eps: float,
-                   want_dx: bool) -> tuple[Array | None, Array, Array]:
+def moments(rows: Array) -> tuple[Array, Array]:
+    """(m, C) -> the mean and the biased variance of each channel, (C,) both.
+
+    The mean square less the square of the mean takes one look at the numbers, but where the mean is large beside the deviation
+    it subtracts two almost equal numbers: then the deviations are squared instead, in a second look.
+    """
+    xp, blocks = array_module(rows), row_blocks(rows)
+
+    def sums(parts: Sequence[slice]) -> Array:
+        """sum x and sum x^2 over some blocks: (2, C)"""
+        found = xp.zeros((2, rows.shape[1]), rows.dtype)
+        for part in parts:
+            found[0] += channel_sum(rows[part])
+            found[1] += channel_sum(xp.square(rows[part], out=scratch(xp, "normalize x", rows[part].shape, rows.dtype)))
+        return found
+
+    def deviations(parts: Sequence[slice]) -> Array:
+        """sum (x - mean)^2 over some blocks: (C,)"""
+        found = xp.zeros(rows.shape[1], rows.dtype)
+        for part in parts:
+            centred = channelwise(xp.subtract, rows[part], mean, scratch(xp, "normalize x", rows[part].shape, rows.dtype))
+            found += channel_sum(xp.square(centred, out=centred))
+        return found
+
+    mean, square = total(xp, sums, blocks) / len(rows)
+    var = square - mean * mean
+    if xp is not np or bool((var <= SHARE_OF_SQUARE * square).any()):       # to ask a GPU would be to wait for it
+        var = total(xp, deviations, blocks) / len(rows)
+    return mean, var
+
+
+SHARE_OF_SQUARE = 0.1       # below it, the variance has lost a digit or more to the mean
+
+
+def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, eps: float, want_dx: bool,
+                   y: Array | None = None) -> tuple[Array | None, Array, Array]:
     """dx, dweight, dbias in as few passes as NumPy allows, from the saved statistics.
 
     With x_hat = (x - mean) / std and m numbers a channel:
     dbias = sum dy,   dweight = sum dy x_hat,   dx = weight / std (dy - dbias / m - x_hat dweight / m).
+    y: the result where it was rectified; dy counts where y > 0.
     Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 3.
     """
-    dy_rows, centred = _rows(dy), _rows(x) - mean
+    xp, dy_rows, x_rows = array_module(dy), _rows(dy), _rows(x)
+    y_rows = None if y is None else _rows(y)
     m, inv_std = len(dy_rows), (var + eps) ** -0.5
-    dbias = channel_sum(dy_rows)
-    dweight = channel_sum(dy_rows * centred) * inv_std
+    blocks = row_blocks(x_rows)
+    dx = empty(xp, x_rows.shape, x.dtype) if want_dx or y is not None else None     # first it holds what of dy counts
+
+    def sums(parts: Sequence[slice]) -> Array:
+        """sum dy and sum dy (x - mean) over some blocks: (2, C)"""
+        found = xp.zeros((2, x_rows.shape[1]), x.dtype)
+        for part in parts:
+            arriving = dy_rows[part] if y_rows is None else xp.multiply(dy_rows[part], y_rows[part] > 0, out=dx[part])  # type: ignore[index]
+            centred = channelwise(xp.subtract, x_rows[part], mean, scratch(xp, "normalize x", x_rows[part].shape, x_rows.dtype))
+            found[0] += channel_sum(arriving)
+            found[1] += channel_sum(xp.multiply(centred, arriving, out=centred))
+        return found
+
+    dbias, along = total(xp, sums, blocks)
+    dweight = along * inv_std
     if not want_dx:
         return None, dweight, dbias
-    dx = centred                                            # one buffer: the centred values are not needed afterwards
-    dx *= -dweight * inv_std / m
-    dx += dy_rows
-    dx -= dbias / m
-    dx *= weight * inv_std
+    scale = weight * inv_std                                    # dx = scale dy + slope x + rest
+    slope = -scale * inv_std * dweight / m
+    rest = -scale * dbias / m - slope * mean
+    arrived = dy_rows if y_rows is None else dx
+
+    def one(part: slice) -> None:
+        out = channelwise(xp.multiply, arrived[part], scale, dx[part])      # type: ignore[index]
+        out += channelwise(xp.multiply, x_rows[part], slope, scratch(xp, "normalize x", out.shape, out.dtype))
+        channelwise(xp.add, out, rest, out)
+
+    each(xp, one, blocks)
     return _image(dx, x), dweight, dbias
 
 

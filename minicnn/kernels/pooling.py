@@ -6,30 +6,91 @@ tap knows which outputs see a real pixel through it.
 """
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.windows import Pair, Windows, channels_first
+from minicnn.kernels.blocks import ELEMENTS, each, empty, scratch, slices
+from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last
 
 
-def max_pool2d(x: Array, windows: Windows) -> tuple[Array, Array]:
-    """(N, C, H, W) -> the largest of each window (N, C, P, Q), and the number of the tap it came through.
+def max_pool2d(x: Array, windows: Windows) -> Array:
+    """(N, C, H, W) -> the largest of each window (N, C, P, Q).
 
-    Padding counts as minus infinity; of equals the first tap in row-major order wins; NaN beats everything, as in PyTorch.
+    Padding counts as minus infinity; NaN beats everything, as in PyTorch.
+    Some rows of outputs at a time: what the next tap looks at has not left the cache.
     """
+    xp, image = array_module(x), channels_last(x)
+    (n, c), in_size = x.shape[:2], x.shape[2:]
+    p, q = out_size = windows.out_size(in_size)
+    y = empty(xp, (n, p, q, c), x.dtype)
+    taps = list(windows.taps(in_size, out_size))
+    whole = taps[0].outputs == (slice(0, p), slice(0, q))               # the first tap has a pixel for every output
+
+    def one(block: tuple[Any, slice]) -> None:
+        i, rows = block
+        best = y[i, rows]
+        if not whole:
+            best[...] = -np.inf
+        for tap in taps:
+            outputs, seen = tap.of_rows(rows, windows.stride[0])
+            if whole and tap is taps[0]:
+                best[...] = image[i, *seen]
+            else:
+                here = best[..., *outputs, :]
+                xp.maximum(here, image[i, *seen], out=here)
+
+    each(xp, one, _rows_of_images(xp, n, p, q * c))
+    return channels_first(y)
+
+
+def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:
+    """dL/dx: each output's gradient to the pixel that it is; of equals, to the first tap in row-major order.
+
+    No winner was written down: the pixels that equal the output are looked for again, and an output that has met one is closed to
+    the next.
+    """
+    xp, image, best, arriving = array_module(x), channels_last(x), channels_last(y), channels_last(dy)
+    n, (p, q, c), in_size = len(x), best.shape[1:], x.shape[2:]
+    taps = list(windows.taps(in_size, (p, q)))
+    dx = empty(xp, image.shape, x.dtype)
+    once = windows.kernel_size == windows.stride and (p * windows.stride[0], q * windows.stride[1]) == in_size    # no overlap
+
+    def one(i: Any) -> None:
+        if not once:
+            dx[i] = 0
+        for _, rows in _rows_of_images(xp, 1, p, q * c):
+            free = scratch(xp, "pooling free", best[i, rows].shape, bool)           # outputs whose winner has not been met
+            free[...] = True
+            odd = xp is not np or bool((best[i, rows] != best[i, rows]).any())      # to ask a GPU would be to wait for it
+            for tap in taps:
+                outputs, seen = tap.of_rows(rows, windows.stride[0])
+                pixels, given, open_ = image[i, *seen], arriving[i, rows][..., *outputs, :], free[..., *outputs, :]
+                won = pixels == best[i, rows][..., *outputs, :]
+                if odd:
+                    won |= pixels != pixels                             # NaN, which equals nothing
+                won &= open_
+                open_ ^= won
+                if once:
+                    xp.multiply(given, won, out=dx[i, *seen])
+                else:
+                    dx[i, *seen] += xp.multiply(given, won, out=scratch(xp, "pooling taken", given.shape, dy.dtype))
+
+    each(xp, one, range(n) if xp is np else [slice(0, n)])
+    return channels_first(dx)
+
+
+def winners(x: Array, y: Array, windows: Windows) -> Array:
+    """The number of the tap through which each maximum was seen: (N, C, P, Q) of small integers; the first one of equals."""
     xp = array_module(x)
-    out_size = windows.out_size(x.shape[2:])
-    y = _like(x, out_size, -np.inf, x.dtype)
-    winner = _like(x, out_size, 0, _tap_type(windows))
-    taps = list(windows.taps(x.shape[2:], out_size))
-    for tap in taps:
-        best = y[:, :, *tap.outputs]
-        xp.maximum(best, x[:, :, *tap.pixels], out=best)
-    for tap in reversed(taps):                                                  # of equals, the first tap has the last word
+    winner = _like(x, y.shape[2:], 0, _tap_type(windows))
+    for tap in reversed(list(windows.taps(x.shape[2:], y.shape[2:]))):          # of equals, the first tap has the last word
         pixels, chosen = x[:, :, *tap.pixels], winner[:, :, *tap.outputs]
         won = (pixels == y[:, :, *tap.outputs]) | (pixels != pixels)            # the second: NaN, which equals nothing
         chosen[...] = xp.where(won, tap.number, chosen)
-    return y, winner
+    return winner
 
 
 def give_to_winner(dy: Array, winner: Array, in_size: Pair, windows: Windows) -> Array:
@@ -78,3 +139,10 @@ def _like(x: Array, size: Pair, value: float, dtype: np.dtype) -> Array:
 def _tap_type(windows: Windows) -> np.dtype:
     kh, kw = windows.kernel_size
     return np.min_scalar_type(kh * kw - 1)
+
+
+def _rows_of_images(xp: ModuleType, n: int, p: int, row_elements: int) -> list[tuple[Any, slice]]:
+    """Cut n images into runs of output rows: (which image, which rows); another library gets all at once."""
+    if xp is not np:
+        return [(slice(0, n), slice(0, p))]
+    return [(i, rows) for i in range(n) for rows in slices(p, ELEMENTS // row_elements)]

@@ -9,7 +9,7 @@ and through tap (i, j) output (p, q) sees the pixel (p stride - padding + i dila
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minicnn.backend import Array, array_module
@@ -37,6 +37,14 @@ class Tap(NamedTuple):
     outputs: tuple[slice, slice]
     pixels: tuple[slice, slice]
 
+    def of_rows(self, rows: slice, stride: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The same for some rows of the outputs alone, counted from the first of them; stride: of the windows, down."""
+        first, behind = max(self.outputs[0].start, rows.start), min(self.outputs[0].stop, rows.stop)
+        count = max(0, behind - first)
+        start = self.pixels[0].start + (first - self.outputs[0].start) * stride
+        return ((slice(first - rows.start, first - rows.start + count), self.outputs[1]),
+                (slice(start, start + max(0, (count - 1) * stride + 1) if count else start, stride), self.pixels[1]))
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -52,6 +60,11 @@ class Windows:
     def of(cls, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Windows:
         return cls(pair(kernel_size, "kernel_size", 1), pair(stride, "stride", 1), pair(padding, "padding"),
                    pair(dilation, "dilation", 1), ceil_mode)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether output (p, q) sees pixel (p, q) alone: 1x1, stride 1, no padding."""
+        return self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0)
 
     @property
     def reach(self) -> Pair:
@@ -93,17 +106,6 @@ class Windows:
                 start = first * stride + shift
                 found[tap] = slice(first, behind), slice(start, start + (behind - first - 1) * stride + 1, stride)
         return found
-
-    def rows(self, outputs: slice, height: int) -> tuple[slice, Windows, int]:
-        """The part of an image of `height` rows that some rows of the output see.
-
-        Returns the slice of its rows, and the padding that these outputs see above and below it: the windows that
-        slide over this part alone (their padding is what lies above), and the number of padded rows below.
-        """
-        above = outputs.start * self.stride[0] - self.padding[0]
-        behind = (outputs.stop - 1) * self.stride[0] - self.padding[0] + self.reach[0]
-        seen = slice(min(max(above, 0), height), max(min(behind, height), 0))
-        return seen, replace(self, padding=(max(seen.start - above, 0), self.padding[1])), max(behind - seen.stop, 0)
 
 
 def slide(image: Array, windows: Windows) -> Array:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from minicnn.autograd import Tensor, op
-from minicnn.backend import Array, array_module, device_of, to_device
+from minicnn.backend import Array, array_module, device_of, is_array, to_device
+from minicnn.kernels import elementwise as kernels
 from minicnn.ops.arithmetic import exp
 from minicnn.ops.movement import sum
 
@@ -14,12 +15,31 @@ from minicnn.ops.movement import sum
 @op
 def relu(x: Array) -> Array:
     """y = max(x, 0)      dx = dy where y > 0, else 0 (at 0 too)"""
-    return np.maximum(x, 0)
+    return kernels.relu(x)
 
 
 @relu.backward("x")
 def relu_dx(dy, y):
-    return dy * (y > 0)
+    return where_positive(dy, y)
+
+
+def where_positive(dy: Any, y: Any) -> Any:
+    """dy where y > 0, else 0: how a gradient passes a ReLU whose result was y."""
+    return kernels.relu_grad(dy, y) if is_array(dy) else dy * (y > 0)
+
+
+@op
+def add_relu(a: Array, b: Array) -> Array:
+    """y = max(a + b, 0), of two arrays of one shape      da = db = dy where y > 0"""
+    if a.shape != b.shape:
+        raise ValueError(f"add_relu: a {tuple(a.shape)} and b {tuple(b.shape)} must have one shape; relu(a + b) broadcasts")
+    return kernels.add_relu(a, b)
+
+
+@add_relu.backward("a", "b")
+def add_relu_backward(dy, y):
+    dz = where_positive(dy, y)
+    return dz, dz
 
 
 @op

@@ -11,6 +11,7 @@ import numpy as np
 
 from minicnn.autograd import OPERATORS, op
 from minicnn.backend import Array, array_module
+from minicnn.kernels.elementwise import accumulate
 from minicnn.ops import movement
 from minicnn.ops.movement import Axis, axes_of, reshape, sum_to, swap_last, transpose
 
@@ -273,6 +274,6 @@ def matmul(a: Any, b: Any) -> Any:
     return reshape(y, lead + (y.shape[-2:-1] if a.ndim > 1 else ()) + (y.shape[-1:] if b.ndim > 1 else ()))
 
 
-OPERATORS.update(add=add, sub=sub, mul=mul, div=div, neg=neg, power=power, matmul=matmul, exp=exp, log=log, sqrt=sqrt, max=max,
-                 getitem=movement.getitem, sum=movement.sum, mean=movement.mean, var=movement.var,
+OPERATORS.update(accumulate=accumulate, add=add, sub=sub, mul=mul, div=div, neg=neg, power=power, matmul=matmul, exp=exp, log=log,
+                 sqrt=sqrt, max=max, getitem=movement.getitem, sum=movement.sum, mean=movement.mean, var=movement.var,
                  reshape=movement.reshape, transpose=movement.transpose, to=movement.to)

@@ -11,13 +11,16 @@ from typing import Any
 from minicnn.autograd import op
 from minicnn.backend import Array
 from minicnn.kernels import conv as kernels
+from minicnn.kernels.conv import affine
+from minicnn.kernels.elementwise import rectify
 from minicnn.kernels.windows import Windows
+from minicnn.ops.activation import where_positive
 from minicnn.ops.movement import sum
 
 
 @op
 def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-           groups: int = 1) -> Array:
+           groups: int = 1, algorithm: str | None = None) -> Array:
     """Slide every filter over every image: cross-correlation with zero padding.
 
     y[n, k, p, q] = bias[k] + sum_{c, i, j} weight[k, c, i, j] x[n, c, p stride - padding + i dilation, q stride - ...]
@@ -26,21 +29,25 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Any = 
     P = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and Q alike.
     stride, padding, dilation: an int, or a pair (rows, columns).
     groups: filters k of a group see the channels of their group alone; groups = C is a depthwise convolution.
-    Raises ValueError where the shapes do not fit.
+    algorithm: "im2col", "direct", "winograd" or "auto", for this call and its gradients; by default what `with
+    minicnn.algorithm(...)` says around it.
+    Raises ValueError where the shapes do not fit, or the algorithm cannot serve.
     """
     windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
     _check(x, weight, bias, groups)
-    return kernels.conv2d(x, weight, bias, windows, groups)
+    return kernels.conv2d(x, weight, bias, windows, groups, algorithm)
 
 
 @conv2d.backward("x")
-def conv2d_dx(dy, weight, x_shape, stride, padding, dilation, groups):
-    return conv2d_input_grad(dy, weight, x_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+def conv2d_dx(dy, weight, x_shape, stride, padding, dilation, groups, algorithm):
+    return conv2d_input_grad(dy, weight, x_shape[2:], stride=stride, padding=padding,
+                             dilation=dilation, groups=groups, algorithm=algorithm)
 
 
 @conv2d.backward("weight")
-def conv2d_dweight(dy, x, weight_shape, stride, padding, dilation, groups):
-    return conv2d_weight_grad(x, dy, weight_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+def conv2d_dweight(dy, x, weight_shape, stride, padding, dilation, groups, algorithm):
+    return conv2d_weight_grad(x, dy, weight_shape[2:], stride=stride, padding=padding,
+                              dilation=dilation, groups=groups, algorithm=algorithm)
 
 
 @conv2d.backward("bias")
@@ -49,47 +56,104 @@ def conv2d_dbias(dy):
 
 
 @op
+def conv2d_relu(x: Array, weight: Array, bias: Array | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                groups: int = 1, algorithm: str | None = None) -> Array:
+    """y = max(conv2d(x, weight, bias), 0), each block rectified while it is in cache; arguments as for `conv2d`.
+
+    dy reaches the convolution where y > 0; from there on the gradients are the convolution's.
+    """
+    windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
+    _check(x, weight, bias, groups)
+    return kernels.conv2d(x, weight, bias, windows, groups, algorithm, finish=lambda rows, first: rectify(rows, rows))
+
+
+@conv2d_relu.backward("x", "weight", "bias")
+def conv2d_relu_backward(dy, x, weight, y, stride, padding, dilation, groups, algorithm, wanted):
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "algorithm": algorithm}
+    dz = where_positive(dy, y)
+    return (conv2d_input_grad(dz, weight, x.shape[2:], **settings) if "x" in wanted else None,
+            conv2d_weight_grad(x, dz, weight.shape[2:], **settings) if "weight" in wanted else None,
+            sum(dz, (0, 2, 3)) if "bias" in wanted else None)
+
+
+@op
+def conv2d_affine(x: Array, weight: Array, scale: Array, shift: Array, residual: Array | None = None, *, rectified: bool = False,
+                  stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, algorithm: str | None = None) -> Array:
+    """y = scale conv2d(x, weight) + shift + residual, and max(y, 0) if rectified; all of it to each block while it is in cache.
+
+    A convolution, the batch norm after it as it is at inference, a residual addition and a ReLU, in one pass.
+    scale, shift: (K,).   residual: like y, or None.   The others as for `conv2d`.
+
+    With dz = dy where y > 0:   dresidual = dz,   dshift = sum dz,   dscale = sum dz conv2d(x, weight);
+    scale dz reaches the convolution.
+    """
+    windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
+    _check(x, weight, shift, groups)
+    if tuple(scale.shape) != tuple(shift.shape):
+        raise ValueError(f"conv2d_affine: scale {tuple(scale.shape)} must have one number for each of the "
+                         f"{len(weight)} filters, as shift has")
+    out_shape = (len(x), len(weight), *windows.out_size(x.shape[2:]))
+    if residual is not None and tuple(residual.shape) != out_shape:
+        raise ValueError(f"conv2d_affine: residual {tuple(residual.shape)} must have the shape of the result, {out_shape}")
+    return kernels.conv2d(x, weight, None, windows, groups, algorithm, affine(scale, shift, residual, rectified))
+
+
+@conv2d_affine.backward("x", "weight", "scale", "shift", "residual")
+def conv2d_affine_backward(dy, x, weight, scale, y, rectified, stride, padding, dilation, groups, algorithm, wanted):
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "algorithm": algorithm}
+    dz = where_positive(dy, y) if rectified else dy
+    scaled = dz * scale.reshape(-1, 1, 1)
+    return (conv2d_input_grad(scaled, weight, x.shape[2:], **settings) if "x" in wanted else None,
+            conv2d_weight_grad(x, scaled, weight.shape[2:], **settings) if "weight" in wanted else None,
+            sum(dz * conv2d(x, weight, **settings), (0, 2, 3)) if "scale" in wanted else None,
+            sum(dz, (0, 2, 3)) if "shift" in wanted else None,
+            dz if "residual" in wanted else None)
+
+
+@op
 def conv2d_input_grad(dy: Array, weight: Array, in_size: tuple[int, int], *, stride: Any = 1, padding: Any = 0,
-                      dilation: Any = 1, groups: int = 1) -> Array:
+                      dilation: Any = 1, groups: int = 1, algorithm: str | None = None) -> Array:
     """(N, K, P, Q), (K, C / groups, kh, kw) -> (N, C, H, W): each output's number back to the pixels it saw, times the weight.
 
     dx[n, c, p stride - padding + i dilation, ...] += sum_k weight[k, c, i, j] dy[n, k, p, q]
     """
     windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
     _check_output_grad("conv2d_input_grad", dy, len(weight), in_size, windows)
-    return kernels.conv2d_input_grad(dy, weight, in_size, windows, groups)
+    return kernels.conv2d_input_grad(dy, weight, in_size, windows, groups, algorithm)
 
 
 @conv2d_input_grad.backward("dy")
-def conv2d_input_grad_ddy(g, weight, stride, padding, dilation, groups):
-    return conv2d(g, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
+def conv2d_input_grad_ddy(g, weight, stride, padding, dilation, groups, algorithm):
+    return conv2d(g, weight, stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)
 
 
 @conv2d_input_grad.backward("weight")
-def conv2d_input_grad_dweight(g, dy, weight_shape, stride, padding, dilation, groups):
-    return conv2d_weight_grad(g, dy, weight_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+def conv2d_input_grad_dweight(g, dy, weight_shape, stride, padding, dilation, groups, algorithm):
+    return conv2d_weight_grad(g, dy, weight_shape[2:], stride=stride, padding=padding,
+                              dilation=dilation, groups=groups, algorithm=algorithm)
 
 
 @op
 def conv2d_weight_grad(x: Array, dy: Array, kernel_size: tuple[int, int], *, stride: Any = 1, padding: Any = 0,
-                       dilation: Any = 1, groups: int = 1) -> Array:
+                       dilation: Any = 1, groups: int = 1, algorithm: str | None = None) -> Array:
     """(N, C, H, W), (N, K, P, Q) -> (K, C / groups, kh, kw): how much of each output's number each weight is answerable for.
 
     dweight[k, c, i, j] = sum_{n, p, q} dy[n, k, p, q] x[n, c, p stride - padding + i dilation, ...]
     """
     windows = Windows.of(kernel_size, stride, padding, dilation)
     _check_output_grad("conv2d_weight_grad", dy, dy.shape[1], x.shape[2:], windows)
-    return kernels.conv2d_weight_grad(x, dy, windows, groups)
+    return kernels.conv2d_weight_grad(x, dy, windows, groups, algorithm)
 
 
 @conv2d_weight_grad.backward("x")
-def conv2d_weight_grad_dx(g, dy, x_shape, stride, padding, dilation, groups):
-    return conv2d_input_grad(dy, g, x_shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+def conv2d_weight_grad_dx(g, dy, x_shape, stride, padding, dilation, groups, algorithm):
+    return conv2d_input_grad(dy, g, x_shape[2:], stride=stride, padding=padding,
+                             dilation=dilation, groups=groups, algorithm=algorithm)
 
 
 @conv2d_weight_grad.backward("dy")
-def conv2d_weight_grad_ddy(g, x, stride, padding, dilation, groups):
-    return conv2d(x, g, stride=stride, padding=padding, dilation=dilation, groups=groups)
+def conv2d_weight_grad_ddy(g, x, stride, padding, dilation, groups, algorithm):
+    return conv2d(x, g, stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)
 
 
 def _kernel_size(weight: Array) -> tuple[int, int]:

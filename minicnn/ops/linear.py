@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from minicnn.autograd import op
 from minicnn.backend import Array
+from minicnn.kernels.linear import product
 from minicnn.ops.arithmetic import matmul
 from minicnn.ops.movement import sum, transpose
 
@@ -14,7 +15,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     x: (N, in).   weight: (out, in).   bias: (out,) or None.   Returns (N, out).
     """
     _check(x, weight, bias)
-    y = x @ weight.T
+    y = product(x, weight.T)
     if bias is not None:
         y += bias
     return y
@@ -28,6 +29,16 @@ def linear_dx(dy, weight):
 @linear.backward("weight")
 def linear_dweight(dy, x):
     return matmul(transpose(dy), x)
+
+
+@linear.backward("x", fused=True)
+def linear_fused_dx(dy, weight):
+    return product(dy, weight)
+
+
+@linear.backward("weight", fused=True)
+def linear_fused_dweight(dy, x):
+    return product(dy.T, x)
 
 
 @linear.backward("bias")

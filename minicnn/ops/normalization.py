@@ -14,29 +14,32 @@ from typing import Any
 from minicnn.autograd import op
 from minicnn.backend import Array
 from minicnn.kernels import normalization as kernels
+from minicnn.ops.activation import relu, where_positive
 from minicnn.ops.movement import mean, reshape, sum
 
 OVER = (0, 2, 3)        # a channel's numbers: all images, all pixels
 
 
 def batch_norm(x: Any, weight: Any, bias: Any, running_mean: Array, running_var: Array, *, train: bool,
-               momentum: float = 0.1, eps: float = 1e-5) -> Any:
+               momentum: float = 0.1, eps: float = 1e-5, rectified: bool = False) -> Any:
     """Normalise every channel: (N, C, H, W) -> (N, C, H, W); weight, bias, running_mean, running_var: (C,).
 
     train=True: by the batch's own mean and biased variance; the running arrays move towards them in place,
     running += momentum (batch - running), with the unbiased variance (over m - 1 of the m = N H W numbers).
     train=False: by the running arrays, which stay as they are.
+    rectified: max(y, 0) in the same passes.
     Raises ValueError for shapes that do not fit, and in training for one number a channel: its variance is no estimate.
     """
     _check(x, weight, bias, running_mean, running_var)
     if not train:
         scale = weight * (running_var + eps) ** -0.5        # new arrays: later training steps move the running ones in place
-        return affine(x, scale, bias - scale * running_mean.copy())
+        y = affine(x, scale, bias - scale * running_mean.copy())
+        return relu(y) if rectified else y
     m = x.shape[0] * x.shape[2] * x.shape[3]
     if m < 2:
         raise ValueError(f"batch_norm: x {tuple(x.shape)} has {m} value a channel, and training needs at least 2 to have a "
                          "variance: use a larger batch or image, or train=False")
-    y, batch_mean, batch_var = normalize(x, weight, bias, eps)
+    y, batch_mean, batch_var = (normalize_relu if rectified else normalize)(x, weight, bias, eps)
     running_mean += momentum * (batch_mean - running_mean)
     running_var += momentum * (batch_var * (m / (m - 1)) - running_var)
     return y
@@ -65,6 +68,22 @@ def normalize_backward(dy, x, weight, eps):
 @normalize.backward("x", "weight", "bias", fused=True)
 def normalize_fused_backward(dy, x, weight, batch_mean, batch_var, eps, wanted):
     return kernels.normalize_grad(dy, x, weight, batch_mean, batch_var, eps, "x" in wanted)
+
+
+@op(extras=("batch_mean", "batch_var"))
+def normalize_relu(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """y = max(normalize(x, weight, bias), 0), with the same statistics      dy counts where y > 0"""
+    return kernels.normalize(x, weight, bias, eps, rectified=True)
+
+
+@normalize_relu.backward("x", "weight", "bias")
+def normalize_relu_backward(dy, x, weight, y, eps):
+    return normalize_backward(where_positive(dy, y), x, weight, eps)
+
+
+@normalize_relu.backward("x", "weight", "bias", fused=True)
+def normalize_relu_fused_backward(dy, x, weight, y, batch_mean, batch_var, eps, wanted):
+    return kernels.normalize_grad(dy, x, weight, batch_mean, batch_var, eps, "x" in wanted, y)
 
 
 @op

@@ -23,18 +23,24 @@ def max_pool2d(x: Any, kernel_size: Any = 2, stride: Any = None, padding: Any = 
     stride: the kernel size by default.   padding: counts as minus infinity, at most half the kernel.
     ceil_mode: a last window may hang over the far edge.   dx: dy goes to the winner; of equals, to the first in row-major order.
     """
-    return max_pool2d_with_winner(x, _windows("max_pool2d", x, kernel_size, stride, padding, ceil_mode))[0]
+    return max_of_windows(x, _windows("max_pool2d", x, kernel_size, stride, padding, ceil_mode))
 
 
-@op(extras=("winner",))
-def max_pool2d_with_winner(x: Array, windows: Windows) -> tuple[Array, Array]:
-    """The largest of each window, and the tap (0 .. kh kw - 1, row-major) through which it was seen, an integer."""
+@op
+def max_of_windows(x: Array, windows: Windows) -> Array:
+    """y[n, c, p, q] = the largest of the pixels that the window at (p, q) sees      dx: dy to the pixel that is y, the first one"""
     return kernels.max_pool2d(x, windows)
 
 
-@max_pool2d_with_winner.backward("x")
-def max_pool2d_dx(dy, winner, x_shape, windows):
-    return give_to_winner(dy, winner, x_shape[2:], windows)
+@max_of_windows.backward("x")
+def max_of_windows_dx(dy, x, y, windows):
+    winner = kernels.winners(x.data if isinstance(x, Tensor) else x, y.data if isinstance(y, Tensor) else y, windows)
+    return give_to_winner(dy, winner, x.shape[2:], windows)
+
+
+@max_of_windows.backward("x", fused=True)
+def max_of_windows_fused_dx(dy, x, y, windows):
+    return kernels.max_pool2d_grad(dy, x, y, windows)
 
 
 @op

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import ops
+from minicnn.kernels import pooling
 from minicnn.kernels.windows import Windows
 from minicnn.layers import (
     AvgPool2d,
@@ -113,11 +114,12 @@ X, ROW, COLUMN, SCALAR = _numbers(3, 4), _numbers(4), _numbers(3, 1), np.array(1
 IMAGE, CHANNEL = _numbers(2, 2, 4, 5), _numbers(2)
 LABELS = np.array([2, 0, 3])
 OVERLAPPING = Windows.of(3, 2, 1)
-_, WINNERS = ops.max_pool2d_with_winner(IMAGE, OVERLAPPING)
+WINNERS = pooling.winners(IMAGE, pooling.max_pool2d(IMAGE, OVERLAPPING), OVERLAPPING)
 
 CASES: dict[str, list[Case]] = {
     "adaptive_avg_pool2d": [Case(lambda x, size=size: ops.adaptive_avg_pool2d(x, size), [IMAGE]) for size in ((3, 2), 1, (4, 5))],
     "add": [Case(ops.add, [X, ROW]), Case(ops.add, [COLUMN, ROW]), Case(lambda x: x + x, [X])],
+    "add_relu": _each(ops.add_relu, X, _numbers(3, 4)),
     "affine": _each(ops.affine, IMAGE, CHANNEL, -CHANNEL),
     "avg_pool2d": [Case(lambda x: ops.avg_pool2d(x, 2), [IMAGE]), Case(lambda x: ops.avg_pool2d(x, 3, 2, 1, True), [IMAGE])],
     "batch_norm": [Case(_batch_norm(train), [IMAGE, CHANNEL, -CHANNEL]) for train in (True, False)],
@@ -129,8 +131,19 @@ CASES: dict[str, list[Case]] = {
              [IMAGE, _numbers(3, 2, 2, 3)]),
         Case(lambda x, weight, bias: ops.conv2d(x, weight, bias, groups=2), [IMAGE, _numbers(4, 1, 2, 2), ROW]),
     ],
+    "conv2d_affine": [
+        Case(lambda x, weight, scale, shift, plus: ops.conv2d_affine(x, weight, scale, shift, plus, rectified=True, padding=1),
+             [IMAGE, _numbers(3, 2, 3, 3), _numbers(3), _numbers(3), _numbers(2, 3, 4, 5)]),
+        Case(lambda x, weight, scale, shift: ops.conv2d_affine(x, weight, scale, shift, stride=2, algorithm="direct"),
+             [IMAGE, _numbers(3, 2, 3, 3), _numbers(3), _numbers(3)]),
+    ],
     "conv2d_input_grad": _each(lambda dy, weight: ops.conv2d_input_grad(dy, weight, (4, 5), stride=2, padding=1),
                                _numbers(2, 3, 2, 3), _numbers(3, 2, 3, 3)),
+    "conv2d_relu": [
+        Case(lambda x, weight, bias: ops.conv2d_relu(x, weight, bias, padding=1), [IMAGE, _numbers(3, 2, 3, 3), _numbers(3)]),
+        Case(lambda x, weight, bias: ops.conv2d_relu(x, weight, bias, padding=1, algorithm="winograd"),
+             [IMAGE, _numbers(3, 2, 3, 3), _numbers(3)]),
+    ],
     "conv2d_weight_grad": _each(lambda x, dy: ops.conv2d_weight_grad(x, dy, (3, 3), stride=2, padding=1),
                                 IMAGE, _numbers(2, 3, 2, 3)),
     "cross_entropy": [Case(lambda z, s=s: ops.cross_entropy(z, LABELS, s), [X]) for s in (0.0, 0.1)],
@@ -150,7 +163,7 @@ CASES: dict[str, list[Case]] = {
     "max": [Case(lambda x, axis=axis: ops.max(x, axis), [_numbers(2, 3, 4)]) for axis in (None, 1, (0, 2))],
     "max_of_last": _each(lambda x: ops.max_of_last(x)[0], X),
     "max_pool2d": [Case(lambda x: ops.max_pool2d(x), [IMAGE]), Case(lambda x: ops.max_pool2d(x, 3, 2, 1, True), [IMAGE])],
-    "max_pool2d_with_winner": _each(lambda x: ops.max_pool2d_with_winner(x, OVERLAPPING)[0], IMAGE),
+    "max_of_windows": _each(lambda x: ops.max_of_windows(x, OVERLAPPING), IMAGE),
     "maximum": [Case(ops.maximum, [X, ROW]), Case(lambda x: ops.maximum(x, 0.3), [X])],
     "mean": [Case(lambda x: ops.mean(x), [X]), Case(lambda x: ops.mean(x, (0, 2), True), [_numbers(2, 3, 4)])],
     "min": _each(lambda x: ops.min(x, 0), X),
@@ -158,6 +171,7 @@ CASES: dict[str, list[Case]] = {
     "mul": [Case(ops.mul, [X, ROW]), Case(lambda x: x * x, [X])],
     "neg": _each(ops.neg, X),
     "normalize": _each(lambda x, weight, bias: ops.normalize(x, weight, bias, 1e-5)[0], IMAGE, CHANNEL, -CHANNEL),
+    "normalize_relu": _each(lambda x, weight, bias: ops.normalize_relu(x, weight, bias, 1e-5)[0], IMAGE, CHANNEL, -CHANNEL),
     "pad": _each(lambda x: ops.pad(x, ((1, 0), (0, 2)), 0.5), X),
     "place": [Case(lambda x: ops.place(x, np.s_[1:4, ::2], (5, 7)), [X]),
               Case(lambda x: ops.place(x, np.array([1, 0, 1]), (2, 4)), [X])],

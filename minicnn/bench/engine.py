@@ -1,0 +1,62 @@
+"""What the laboratory asks of the engine beyond its operations: threads, algorithms, devices."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from minicnn import backend, memory
+from minicnn.kernels import algorithms as known
+from minicnn.kernels.windows import Windows
+from minicnn.threads import get_num_threads, set_num_threads
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads, the engine's own and NumPy's BLAS alike, and give back afterwards what was set."""
+    before = get_num_threads()
+    with threadpoolctl.threadpool_limits(count):
+        set_num_threads(count)
+        try:
+            yield
+        finally:
+            set_num_threads(before)
+
+
+def forget() -> None:
+    """Let go of the memory that the engine keeps to use again: its stock of arrays, its helpers and what they scribble in."""
+    memory.release()
+    set_num_threads(get_num_threads())
+
+
+def algorithms(windows: Windows, device: str) -> tuple[str, ...]:
+    """The algorithms that can compute this convolution in float32 on a device; the first is the reference."""
+    array = backend.to_device(np.zeros(1, np.float32), device)
+    able = [name for name in known.ALGORITHMS if known.supports(name, array, windows)]
+    return tuple(sorted(able, key=lambda name: name != "im2col"))
+
+
+def algorithm(name: str) -> AbstractContextManager[None]:
+    """Convolutions inside are computed by this algorithm; "" leaves the choice to the engine."""
+    return known.algorithm(name or "auto")
+
+
+def devices(wanted: str = "auto") -> list[str]:
+    """The devices to measure on: "auto" is the CPU and, where one works, the GPU. Raises as the backend does."""
+    if wanted == "auto":
+        return ["cpu", "cuda"] if backend.cuda_status().available else ["cpu"]
+    return [backend.resolve_device(wanted)]
+
+
+def module_of(device: str) -> Any:
+    """The array library of a device."""
+    return backend.array_module(backend.to_device(np.zeros(1, np.float32), device))

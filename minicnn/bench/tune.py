@@ -1,0 +1,86 @@
+"""`minicnn bench tune`: measure which algorithm is the fastest on this machine, and write the table that "auto" looks it up in.
+
+Measured are the convolutions for which there is a choice worth a table (3x3 of stride 1) of VGG-16, ResNet-50 and ResNet-20, each
+for a single image and for a batch; an algorithm whose error is too large is never the fastest.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from minicnn.bench import cases, engine, laboratory, results, roofline, tables
+from minicnn.bench.cases import Case
+from minicnn.bench.measure import Care, Spread
+from minicnn.bench.progress import Progress
+from minicnn.bench.results import Row
+from minicnn.bench.tables import Column
+from minicnn.kernels import algorithms
+from minicnn.weights import atomically
+
+TABLE_NAMES = {"conv2d": "forward", "conv2d_input_grad": "input_grad", "conv2d_weight_grad": "weight_grad"}
+
+
+def run(*, repeats: int | None = None, threads: int | None = None, quick: bool = False, out: str | None = None) -> None:
+    """Measure, print each winner, and write the table: in place of the engine's own unless `out` names a file.
+
+    Raises OSError where it cannot be written, ValueError for a quick table without `out`. An interruption leaves the old one.
+    """
+    if quick and out is None:
+        raise ValueError("--quick measures nothing, so it does not replace the engine's table: name another file with --out")
+    path = out or str(algorithms.TABLE)
+    results.can_write(path)
+    threads = threads or engine.cores()
+    care = Care.quick(repeats) if quick else Care(repeats or 5)
+    chosen = to_measure(quick)
+    names = [name for name in algorithms.ALGORITHMS if name != "auto"]
+    columns = [Column("kernel", 18, True), Column("shape", max(len(case.shape) for case in chosen), True), Column("batch", 5),
+               *(Column(f"{name} ms", 11) for name in names), Column("fastest", 8, True)]
+    table: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLE_NAMES.values()}
+    with engine.threads(threads), Progress(len(chosen), "convolution") as progress:
+        progress.say(tables.head(columns))
+        for case in chosen:
+            progress.begin(case.name)
+            medians = times(case, care)
+            if not medians:
+                progress.step(tables.line(columns, [case.kernel, case.shape, str(case.batch), *["-"] * len(names), "-"]))
+                continue
+            row = entry(case, medians)
+            table[TABLE_NAMES[case.kernel]].append(row)
+            progress.step(tables.line(columns, [case.kernel, case.shape, str(case.batch),
+                                                *(tables.milliseconds(medians.get(name)) for name in names), row["algorithm"]]))
+        content = {"measured": results.environment(threads, ["cpu"]), "fastest": table}
+    atomically(path, lambda temporary: _write(temporary, content))
+    print(f"\nin {path}: {sum(map(len, table.values()))} convolutions")
+
+
+def to_measure(quick: bool = False) -> list[Case]:
+    """The convolutions that several algorithms compute at their best, for one image and for a batch."""
+    both = [*cases.of_models(cases.MODELS, quick, batch=1), *cases.of_models(cases.MODELS, quick)]
+    found = (case for case in both if case.kernel in TABLE_NAMES and case.windows is not None
+             and "winograd" in engine.algorithms(case.windows, "cpu"))
+    return sorted(dict.fromkeys(replace(case, models=()) for case in found), key=lambda case: cases.KERNELS.index(case.kernel))
+
+
+def times(case: Case, care: Care) -> dict[str, float]:
+    """{algorithm: median seconds} of those that are right; none where the memory does not hold them."""
+    assert case.windows is not None
+    roof = roofline.Roof(1.0, 1.0)                          # not looked at here
+    rows: Sequence[Row] = [laboratory.measured(replace(case, algorithm=name), "cpu", roof, care)
+                           for name in engine.algorithms(case.windows, "cpu")]
+    return {row["algorithm"]: Spread.of(row["seconds"]).median for row in rows if row["seconds"]}
+
+
+def entry(case: Case, medians: dict[str, float]) -> dict[str, Any]:
+    """A row of the table: the sizes that the engine looks for, and the fastest algorithm."""
+    (c, _, _), (k, p, q) = case.in_shape, case.out_shape
+    return {"channels": c, "filters": k, "pixels": case.batch * p * q, "algorithm": min(medians, key=medians.__getitem__)}
+
+
+def _write(path: str, content: dict[str, Any]) -> None:
+    """A line for each row: a table to read."""
+    rows = ",\n".join(f'{json.dumps(name)}: [\n' + ",\n".join(map(json.dumps, entries)) + "\n]"
+                      for name, entries in content["fastest"].items())
+    Path(path).write_text(f'{{"measured": {json.dumps(content["measured"])},\n"fastest": {{\n{rows}\n}}}}\n', encoding="utf-8")

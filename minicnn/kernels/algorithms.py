@@ -1,0 +1,96 @@
+"""Which algorithm computes a convolution.
+
+    "im2col"    gather the windows, one matrix product: any convolution, the reference, float64's own
+    "direct"    one matrix product for each tap of the window: any convolution, the least memory
+    "winograd"  3x3 of stride 1 with a quarter of the multiplications: NumPy arrays, padding up to 2
+    "auto"      the fastest, by a table of measurements (auto.json, which `minicnn bench tune` writes anew)
+
+Chosen for one call (`conv2d(..., algorithm="winograd")`: an error where it cannot) or for all calls inside a block
+(`with algorithm("winograd"):`, where it can, otherwise im2col).
+"""
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn.backend import Array
+from minicnn.kernels.windows import Windows
+
+ALGORITHMS = ("direct", "im2col", "winograd")
+TABLE = Path(__file__).with_name("auto.json")
+
+_wish: ContextVar[str] = ContextVar("algorithm", default="auto")
+
+
+@contextmanager
+def algorithm(name: str) -> Iterator[None]:
+    """Compute every convolution inside the block by "direct", "im2col" or "winograd", or choose for each: "auto".
+
+    Where the named one cannot serve (Winograd for a 5x5), im2col does. Gradients are computed when `backward` runs: put it inside.
+    """
+    token = _wish.set(_known(name))
+    try:
+        yield
+    finally:
+        _wish.reset(token)
+
+
+def supports(name: str, array: Array, windows: Windows, groups: int = 1) -> bool:
+    """Whether an algorithm can convolve this array with such windows."""
+    return _known(name) != "winograd" or (isinstance(array, np.ndarray) and groups == 1 and windows.kernel_size == (3, 3)
+                                         and windows.stride == windows.dilation == (1, 1) and max(windows.padding) <= 2)
+
+
+def choose(wanted: str | None, which: str, array: Array, windows: Windows, groups: int, channels: int, filters: int,
+           pixels: int) -> str:
+    """The algorithm for a call. wanted: by name, or None for what the block around it says.
+
+    which: "forward", "input_grad" or "weight_grad"; channels, filters: C and K; pixels: N P Q, all outputs of a filter.
+    ValueError where the wanted one is unknown or cannot serve.
+    """
+    name = _known(wanted if wanted is not None else _wish.get())
+    if name == "auto":
+        return _fastest(which, array, windows, groups, channels, filters, pixels)
+    if supports(name, array, windows, groups):
+        return name
+    if wanted is None:
+        return "im2col"
+    raise ValueError('algorithm="winograd" computes 3x3 convolutions of stride 1, padding at most 2, without dilation or groups, '
+                     f"on NumPy arrays; not {type(array).__module__} arrays with {windows} in {groups} groups. "
+                     'Use "im2col", or "auto", which chooses what can')
+
+
+def _known(name: str) -> str:
+    if name not in (*ALGORITHMS, "auto"):
+        raise ValueError(f"no algorithm {name!r}: choose one of {', '.join(map(repr, (*ALGORITHMS, 'auto')))}")
+    return name
+
+
+def _fastest(which: str, array: Array, windows: Windows, groups: int, channels: int, filters: int, pixels: int) -> str:
+    """im2col, unless the table measured something else faster on the nearest shape; float64 is always by the reference."""
+    if array.dtype != np.float32 or not supports("winograd", array, windows, groups):
+        return "im2col"
+    return _nearest(which, channels, filters, pixels)
+
+
+@functools.lru_cache(maxsize=1024)
+def _nearest(which: str, channels: int, filters: int, pixels: int) -> str:
+    """The winner of the nearest measured shape: a factor of two counts alike in channels, filters and pixels."""
+    def far(row: dict[str, Any]) -> float:
+        here = zip((channels, filters, max(1, pixels)), (row["channels"], row["filters"], row["pixels"]), strict=True)
+        return sum(math.log2(mine / measured) ** 2 for mine, measured in here)
+    return str(min(_table()[which], key=far)["algorithm"])
+
+
+@functools.cache
+def _table() -> dict[str, list[dict[str, Any]]]:
+    import json  # only for those who convolve: it takes a while
+
+    return json.loads(TABLE.read_text(encoding="utf-8"))["fastest"]     # type: ignore[no-any-return]

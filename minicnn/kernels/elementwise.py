@@ -1,0 +1,102 @@
+"""Element by element, in blocks: what is limited by memory, not by arithmetic.
+
+Each block is read once, changed while it is in cache, and written once; the blocks are shared out over threads. An expression of
+NumPy's passes over whole arrays once for every operator instead.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minicnn.backend import Array, array_module
+from minicnn.kernels.blocks import ELEMENTS, each, empty, slices
+
+_zeros = {np.dtype(kind): np.zeros(ELEMENTS, kind) for kind in ("float32", "float64")}
+
+
+def rectify(a: Array, out: Array) -> Array:
+    """out = max(a, 0), NaN where a is NaN; a and out of one shape, contiguous.
+
+    NumPy has vector instructions for the larger of two arrays, but not of an array and a number, which takes three times as long.
+    """
+    xp = array_module(a)
+    zeros = _zeros.get(a.dtype)
+    if xp is not np or zeros is None or a.size > len(zeros) or not (a.flags.c_contiguous and out.flags.c_contiguous):
+        return xp.maximum(a, 0, out=out)
+    np.maximum(a.reshape(-1), zeros[:a.size], out=out.reshape(-1))
+    return out
+
+
+def channelwise(ufunc: np.ufunc, rows: Array, per_channel: Array, out: Array) -> Array:
+    """ufunc(rows, one number a channel, out): (m, C), (C,).
+
+    NumPy's inner loop runs over the last axis, and over few channels it hardly gets going: several rows are made one long row.
+    """
+    m, c = rows.shape
+    several = 1024 // c
+    if isinstance(rows, np.ndarray) and c < 64 and m % several == 0 and rows.flags.c_contiguous and out.flags.c_contiguous:
+        ufunc(rows.reshape(-1, several * c), np.tile(per_channel, several), out=out.reshape(-1, several * c))
+        return out
+    return ufunc(rows, per_channel, out=out)
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0)"""
+    return blockwise(lambda out, a: rectify(a, out), x)
+
+
+def relu_grad(dy: Array, y: Array) -> Array:
+    """dy where y > 0, else 0"""
+    return blockwise(lambda out, a, g: array_module(g).multiply(g, a > 0, out=out), y, dy)
+
+
+def add(a: Array, b: Array) -> Array:
+    """a + b"""
+    return blockwise(lambda out, a, b: array_module(a).add(a, b, out=out), a, b)
+
+
+def add_relu(a: Array, b: Array) -> Array:
+    """max(a + b, 0)"""
+    return blockwise(lambda out, a, b: rectify(array_module(a).add(a, b, out=out), out), a, b)
+
+
+def accumulate(a: Array, b: Array) -> None:
+    """a += b, in place"""
+    in_place(lambda a, b: array_module(a).add(a, b, out=a), a, b)
+
+
+def blockwise(task: Callable[..., object], *arrays: Array) -> Array:
+    """task(part of the result, part of each array ...) over blocks; returns the result, like the first array in shape and layout.
+
+    All arrays have one shape and one dtype. Where their layouts in memory differ, the others are copied into the first one's.
+    """
+    first = arrays[0]
+    xp, order = array_module(*arrays), _order(first)
+    out = empty(xp, [first.shape[axis] for axis in order], first.dtype)
+    flat = [xp.ascontiguousarray(array.transpose(order)).reshape(-1) for array in arrays]
+    laid = out.reshape(-1)
+    step = ELEMENTS if xp is np else max(1, laid.size)
+    each(xp, lambda part: task(laid[part], *(array[part] for array in flat)), list(slices(laid.size, step)))
+    return out.transpose(sorted(range(first.ndim), key=order.__getitem__))
+
+
+def in_place(task: Callable[..., object], *arrays: Array) -> None:
+    """task(part of each array ...) over blocks, for tasks that write into their parts.
+
+    Arrays that do not fill their memory in one common order are handed to the task whole.
+    """
+    xp, order = array_module(*arrays), _order(arrays[0])
+    turned = [array.transpose(order) for array in arrays]
+    if xp is not np or not all(array.flags.c_contiguous for array in turned):
+        task(*arrays)
+        return
+    flat = [array.reshape(-1) for array in turned]
+    each(xp, lambda part: task(*(array[part] for array in flat)), list(slices(math.prod(arrays[0].shape), ELEMENTS)))
+
+
+def _order(array: Array) -> list[Any]:
+    """Its axes from the longest stride to the shortest: the order in which its memory runs."""
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])

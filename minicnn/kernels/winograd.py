@@ -1,0 +1,279 @@
+"""Winograd's convolution F(4x4, 3x3): a 3x3 convolution of stride 1 with a quarter of the multiplications.
+
+Four outputs in a row of a filter of three taps cost 12 multiplications by the definition. They are also coefficients of a product
+of two polynomials, and such a product is known from its values at six points: evaluate both factors (B^T d and G g),
+multiply the six pairs of values, and interpolate (A^T):
+
+    y = A^T [ (G g) * (B^T d) ]                     d: 6 inputs, g: 3 taps, y: 4 outputs; points 0, 1, -1, 2, -2 and infinity
+
+Along both axes of an image, with tiles of 6 x 6 inputs that overlap by two:
+
+    Y = A^T [ (G g G^T) * (B^T d B) ] A             36 multiplications for 16 outputs, where the definition takes 144
+
+Summed over C channels, each of the 36 products is one of matrices: for every point f of the 36, and all T tiles at once,
+
+    M[f] = V[f] U[f]                                V: (36, T, C) images,  U: (36, C, K) filters,  M: (36, T, K)
+
+One block of tiles, which stays in the cache from the first step to the last (widths in pixels, C or K numbers a pixel):
+
+      image rows       padded rows         B^T down         columns, taken apart     B^T along      x U[f]       A^T both ways
+    +-----------+    +------------+    6 +-------------+     6 x 6 +--------+        +--------+    +--------+     +-----------+
+    | 4 r x W   | -> | 4r+2 x W+2 | -> r |  W+2        | ->  r x   | W / 4  |   ->   | V      | -> | M      | ->  | 4 r x W   |
+    +-----------+    +------------+      +-------------+           +--------+        +--------+    +--------+     +-----------+
+
+Cost for an output pixel: 2.25 C K multiply-adds (4 times fewer than 9 C K, less what tiles hang over the edge); and for the
+three transforms (9 + 13.5) C and (9 + 6) K more, as products with a 6x6 or 4x6 matrix, which the BLAS does at a quarter to a half
+of its best rate. So it pays where C and K are large, and from about 32 channels on.
+
+The price is rounding: the matrices have numbers up to 8, and float32 loses about two bits more than by im2col
+(`minicnn bench kernels` prints each layer's error; the tests hold it under 2e-5 of the largest output).
+
+The adjoint maps are as cheap. The gradient in x is the same convolution of dy, with the filters turned by 180 degrees. The gradient
+in the weights is, read backwards, dU[f] = V[f]^T (A dY A^T)[f] and dg = G^T dU G.
+
+Source: Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", 2016; Winograd, "Arithmetic Complexity of
+Computations", 1980. The plain kernel that this one must equal is kernels/conv.py.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn import memory
+from minicnn.kernels.blocks import Finish, copy_padded, slices, total
+from minicnn.kernels.windows import Pair, Windows
+from minicnn.threads import get_num_threads, parallel, workspace
+
+Array = np.ndarray[Any, Any]
+
+B_T = np.array([[4, 0, -5, 0, 1, 0],
+                [0, -4, -4, 1, 1, 0],
+                [0, 4, -4, -1, 1, 0],
+                [0, -2, -1, 2, 1, 0],
+                [0, 2, -1, -2, 1, 0],
+                [0, 4, 0, -5, 0, 1]])
+G = np.array([[6, 0, 0],
+              [-4, -4, -4],
+              [-4, 4, -4],
+              [1, 2, 4],
+              [1, -2, 4],
+              [0, 0, 24]]) / 24
+A_T = np.array([[1, 1, 1, 1, 1, 0],
+                [0, 1, -1, 2, -2, 0],
+                [0, 1, 1, 4, 4, 0],
+                [0, 1, -1, 8, -8, 1]])
+
+
+class Block(NamedTuple):
+    """Some rows of tiles: of one image, or all of several images."""
+
+    images: slice
+    tiles: slice
+
+    @property
+    def size(self) -> Pair:
+        """Images, and rows of tiles of each."""
+        return self.images.stop - self.images.start, self.tiles.stop - self.tiles.start
+
+
+# ---------------------------------------------------------------- the maps
+def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows, finish: Finish | None = None) -> Array:
+    """(N, H, W, C), (3, 3, C, K), (K,) -> (N, P, Q, K) with P = H + 2 padding - 2, Q alike."""
+    n, h, w, c = image.shape
+    (p, q), k, padding = windows.out_size((h, w)), filters.shape[3], windows.padding
+    across, whole = -(-q // 4), p % 4 == 0 and q % 4 == 0
+    spectrum, inverse = _filter_spectrum(filters), A_T.astype(image.dtype)
+    y = memory.empty((n, p, q, k), image.dtype)
+
+    def place(block: Block, m: Array) -> None:
+        """A^T M A, to where the block lies in the output."""
+        images, rows = block.size
+        if bias is not None:
+            m[7] += bias                # the point (1, 1): the second column of A^T is all ones, so each of the 16 outputs gets it
+        down = workspace("winograd a", (4, 6, m[0].size), image.dtype)
+        np.matmul(inverse, m.reshape(6, -1), out=down.reshape(4, -1))
+        both = workspace("winograd b", (4, 4, images, rows, across, k), image.dtype)
+        np.matmul(inverse, down, out=both.reshape(4, 4, -1))
+        out = y[block.images, 4 * block.tiles.start:4 * block.tiles.stop]
+        laid = out if whole else workspace("winograd a", (images, 4 * rows, 4 * across, k), image.dtype)
+        np.copyto(laid.reshape(images, rows, 4, across, 4, k), both.transpose(2, 3, 0, 4, 1, 5))
+        if not whole:                                                               # tiles that hang over the edge
+            out[...] = laid[:, :out.shape[1], :q]
+        if finish is not None:
+            finish(out.reshape(-1, k), (block.images.start * p + 4 * block.tiles.start) * q)
+
+    def one(block: Block) -> None:
+        v = _image_spectrum(image, padding, block, across)
+        place(block, np.matmul(v, spectrum, out=workspace("winograd c", (36, v.shape[1], k), image.dtype)))
+
+    if not _few_tiles(n, p, q, c, k):
+        parallel(one, _blocks(n, p, q, _tiles_a_block(c, k)))
+        return y
+    v, parts = _all_spectra(lambda block: _image_spectrum(image, padding, block, across), (n, p, q), c, image.dtype)
+    m = memory.empty((36, v.shape[1], k), image.dtype)
+    parallel(lambda f: np.matmul(v[f:f + 3], spectrum[f:f + 3], out=m[f:f + 3]), range(0, 36, 3))
+    parallel(lambda part: place(part[0], np.ascontiguousarray(m[:, part[1]])), parts)
+    return y
+
+
+def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windows) -> Array:
+    """(N, P, Q, K), (3, 3, C, K) -> (N, H, W, C): the convolution of dy with the filters turned by 180 degrees.
+
+    dx[h, w] = sum_{i, j} dy[h + ph - i, w + pw - j] g[i, j]^T,  so the turned filters see dy under a padding of 2 - padding.
+    """
+    down, right = windows.padding
+    return convolve(dy, filters[::-1, ::-1].transpose(0, 1, 3, 2), None, Windows.of(3, 1, (2 - down, 2 - right)))
+
+
+def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
+    """(N, H, W, C), (N, P, Q, K) -> (3, 3, C, K): dg = G^T [ sum over tiles of (B^T d B) * (A dY A^T) ] G."""
+    c, (n, p, q, k), dtype = image.shape[3], dy.shape, image.dtype
+    across = -(-q // 4)
+    if _few_tiles(n, p, q, c, k):
+        v, _ = _all_spectra(lambda block: _image_spectrum(image, windows.padding, block, across), (n, p, q), c, dtype)
+        w, _ = _all_spectra(lambda block: _output_spectrum(dy, block, across), (n, p, q), k, dtype)
+        du = memory.empty((36, c, k), dtype)
+        parallel(lambda f: np.matmul(v[f:f + 3].transpose(0, 2, 1), w[f:f + 3], out=du[f:f + 3]), range(0, 36, 3))
+        return _filter_gradient(du.reshape(6, 6, -1)).reshape(3, 3, c, k)
+
+    def summed(blocks: Sequence[Block]) -> Array:
+        """dU, the sum over some blocks: (36, C, K)."""
+        du = memory.empty((6, 6, c, k), dtype)
+        for i, block in enumerate(blocks):
+            v = _image_spectrum(image, windows.padding, block, across).reshape(6, 6, -1, c)
+            w = _output_spectrum(dy, block, across).reshape(6, 6, -1, k)
+            for row in range(6):                        # six points at a time: what is added has not left the cache
+                seen = v[row].transpose(0, 2, 1)
+                if i == 0:
+                    np.matmul(seen, w[row], out=du[row])
+                else:
+                    du[row] += np.matmul(seen, w[row], out=workspace("winograd d", (6, c, k), dtype))
+        return du
+
+    du = total(np, summed, _blocks(n, p, q, _tiles_a_block(c, k)))
+    return _filter_gradient(du.reshape(6, 6, -1)).reshape(3, 3, c, k)
+
+
+# ---------------------------------------------------------------- the spectra: values at the 36 points
+SPECTRUM_STEP = 1 << 13      # filters (C K of them) whose spectra are computed at a time
+
+
+def _filter_spectrum(filters: Array) -> Array:
+    """(3, 3, C, K) -> U = G g G^T, (36, C, K)."""
+    turn, (c, k) = G.astype(filters.dtype), filters.shape[2:]
+    flipped = filters.strides[3] > filters.strides[2]       # (K, C) in memory, as the input gradient has them: leave them so
+    taps = filters.transpose(0, 1, 3, 2) if flipped else filters
+    taps = np.ascontiguousarray(taps).reshape(3, 3, -1)
+    u = memory.empty((6, 6, taps.shape[2]), filters.dtype)
+
+    def one(part: slice) -> None:
+        down = turn @ taps[..., part].reshape(3, -1)
+        np.matmul(turn, down.reshape(6, 3, -1), out=u[..., part])
+
+    parallel(one, list(slices(c * k, SPECTRUM_STEP)))
+    return u.reshape(36, k, c).transpose(0, 2, 1) if flipped else u.reshape(36, c, k)
+
+
+def _filter_gradient(du: Array) -> Array:
+    """dU, (6, 6, C K) -> dg = G^T dU G, (3, 3, C K): the adjoint of `_filter_spectrum`."""
+    back = G.T.astype(du.dtype)
+    dg = np.empty((3, 3, du.shape[2]), du.dtype)
+
+    def one(part: slice) -> None:
+        down = np.matmul(back, du[..., part])                       # along: (6, 3, ...)
+        np.matmul(back, down.reshape(6, -1), out=workspace("winograd a", (3, down.size // 6), du.dtype))
+        dg[..., part] = workspace("winograd a", (3, 3, down.shape[2]), du.dtype)
+
+    parallel(one, list(slices(du.shape[2], SPECTRUM_STEP)))
+    return dg
+
+
+def _image_spectrum(image: Array, padding: Pair, block: Block, across: int) -> Array:
+    """V = B^T d B of the tiles of a block: (36, T, C), in the workspace b."""
+    (images, rows), (h, w, c), dtype = block.size, image.shape[1:], image.dtype
+    turn, width, (above, left) = B_T.astype(dtype), 4 * across + 2, padding
+    down = workspace("winograd b", (images, rows, 6, width, c), dtype)
+    down[..., :left, :] = down[..., left + w:, :] = 0
+    result = down.reshape(images, rows, 6, -1)[..., left * c:(left + w) * c]
+    seen = image[block.images].reshape(images, h, w * c)
+    tops = [4 * (block.tiles.start + i) - above for i in range(rows)]       # the first row of pixels of each row of tiles
+    inside = [i for i in range(rows) if 0 <= tops[i] <= h - 6]
+    if inside:                                              # their rows of pixels, six by six, as a view
+        step = seen.strides
+        sixes = np.ndarray((images, len(inside), 6, w * c), dtype, seen, tops[inside[0]] * step[1],
+                           (step[0], 4 * step[1], *step[1:]))
+        np.matmul(turn, sixes, out=result[:, inside[0]:inside[-1] + 1])
+    for i in sorted({*range(rows)} - {*inside}):            # over the edge: pixels among zeros
+        six = workspace("winograd a", (images, 6, w * c), dtype)
+        first, behind = max(tops[i], 0), max(tops[i], 0, min(tops[i] + 6, h))
+        six[:, :first - tops[i]] = six[:, behind - tops[i]:] = 0
+        six[:, first - tops[i]:behind - tops[i]] = seen[:, first:behind]
+        np.matmul(turn, six, out=result[:, i])
+    apart = workspace("winograd a", (6, 6, images, rows, across, c), dtype)                    # (down, along, ...)
+    step = down.strides
+    np.copyto(apart, np.ndarray(apart.shape, dtype, down, 0, (step[2], step[3], step[0], step[1], 4 * step[3], step[4])))
+    v = workspace("winograd b", (6, 6, images * rows * across * c), dtype)
+    np.matmul(turn, apart.reshape(v.shape), out=v)
+    return v.reshape(36, -1, c)
+
+
+def _output_spectrum(dy: Array, block: Block, across: int) -> Array:
+    """W = A dY A^T of the tiles of a block: (36, T, K), in the workspace c."""
+    (images, rows), (p, q, k), dtype = block.size, dy.shape[1:], dy.dtype
+    turn, width = A_T.T.astype(dtype), 4 * across
+    if p % 4 or q % 4:
+        whole = workspace("winograd a", (images, 4 * rows, width, k), dtype)
+        copy_padded(dy[block.images], whole, 4 * block.tiles.start, 0)
+    else:
+        whole = dy[block.images, 4 * block.tiles.start:4 * block.tiles.stop]
+    down = workspace("winograd c", (images, rows, 6, across, 4, k), dtype)
+    np.matmul(turn, whole.reshape(images, rows, 4, -1), out=down.reshape(images, rows, 6, -1))
+    apart = workspace("winograd a", (6, 4, images, rows, across, k), dtype)
+    np.copyto(apart, down.transpose(2, 4, 0, 1, 3, 5))
+    w = workspace("winograd c", (6, 6, images * rows * across * k), dtype)
+    np.matmul(turn, apart.reshape(6, 4, -1), out=w)
+    return w.reshape(36, -1, k)
+
+
+# ---------------------------------------------------------------- the blocks
+def _few_tiles(n: int, p: int, q: int, c: int, k: int) -> bool:
+    """Whether U is so much larger than V that reading it for every block would cost more than leaving the cache between the steps.
+
+    Then the steps are taken for all tiles, one after the other: the spectra, shared out by blocks of tiles; the products,
+    shared out by points, so that each U[f] is read (or in the weight gradient written) once; the way back, by blocks again.
+    """
+    return n * -(-p // 4) * -(-q // 4) <= c * k // 400
+
+
+def _all_spectra(spectrum: Callable[[Block], Array], outputs: tuple[int, int, int], c: int,
+                 dtype: Any) -> tuple[Array, list[tuple[Block, slice]]]:
+    """The spectra of all tiles, (36, N tiles, C), and which of them are whose block's."""
+    n, down, tiles = outputs[0], -(-outputs[1] // 4), -(-outputs[1] // 4) * -(-outputs[2] // 4)
+    step = max(1, min(64 // tiles, -(-n // get_num_threads())))
+    parts = [(Block(some, slice(0, down)), slice(some.start * tiles, some.stop * tiles)) for some in slices(n, step)]
+    whole = memory.empty((36, n * tiles, c), dtype)
+
+    def one(part: tuple[Block, slice]) -> None:
+        whole[:, part[1]] = spectrum(part[0])
+
+    parallel(one, parts)
+    return whole, parts
+
+
+def _tiles_a_block(c: int, k: int) -> int:
+    """Tiles that a block should have: so many that reading U (C x K) is paid back, so few that V (T x C) stays in the cache."""
+    return max(112, c * k // 1024)
+
+
+def _blocks(n: int, p: int, q: int, tiles: int) -> list[Block]:
+    """Cut the outputs into blocks of about so many tiles; a multiple of the threads, where images alone are cut."""
+    down, across = -(-p // 4), -(-q // 4)
+    if down * across > tiles:
+        step = -(-down // round(down / max(1, tiles // across)))
+        return [Block(slice(i, i + 1), slice(start, min(start + step, down))) for i in range(n) for start in range(0, down, step)]
+    threads = get_num_threads()
+    count = min(n, -(-n * down * across // (tiles * threads)) * threads)
+    ends = [n * i // count for i in range(count + 1)]
+    return [Block(slice(i, j), slice(0, down)) for i, j in zip(ends, ends[1:], strict=False)]
