@@ -26,6 +26,7 @@ from witnesses import (
 import minicnn as mc
 from minicnn import backend, ops
 from minicnn.kernels import direct
+from minicnn.kernels.pooling import max_pool2d, winners
 from minicnn.kernels.windows import Windows
 
 
@@ -71,8 +72,18 @@ def loop(f: Callable[..., float]) -> Callable[..., Any]:
     return np.vectorize(f, otypes=[float])
 
 
+def positive_part(v: Any) -> Any:
+    return (v + abs(v)) / 2
+
+
 def per_channel(v: Any) -> Any:
     return v[:, None, None]
+
+
+def shift_off_zero(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A number for each channel of (N, K, P, Q) that, added, leaves numbers of both signs there, none of them near ReLU's kink."""
+    candidates = _rng.uniform(-1.5, 1.5, 500) * abs(y).mean()
+    return np.array([max(candidates, key=lambda shift: abs(y[:, k] + shift).min()) for k in range(y.shape[1])])
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -247,6 +258,18 @@ def convolution(x_shape: tuple[int, ...], w_shape: tuple[int, ...], **how: Any) 
                [dy, w])
     yield Case(f"conv2d_weight_grad {x_shape} {w_shape} {how}", lambda x, dy: ops.conv2d_weight_grad(x, dy, w_shape[2:], **how),
                weight_grad, [x, dy])
+    while np.abs(forward(x, w, b)).min() < 0.05:                # a step of the differences shall not cross the ReLU's kink
+        x, b = normal(*x_shape), normal(w_shape[0])
+    yield Case(f"conv2d_relu {x_shape} {w_shape} {how}", lambda x, w, b: ops.conv2d_relu(x, w, b, **how),
+               lambda x, w, b: positive_part(forward(x, w, b)), [x, w, shift_off_zero(forward(x, w))])
+    yield Case(f"conv2d_affine {x_shape} {w_shape} {how}", lambda x, w, scale, shift: ops.conv2d_affine(x, w, scale, shift, **how),
+               lambda x, w, scale, shift: forward(x, w) * per_channel(scale) + per_channel(shift), [x, w, b, b[::-1]])
+    while np.abs(forward(x, w) * per_channel(b) + per_channel(b[::-1]) + dy).min() < 0.05:
+        x, b = normal(*x_shape), normal(w_shape[0])
+    yield Case(f"conv2d_affine, all of it {x_shape} {w_shape} {how}",
+               lambda x, w, scale, shift, plus: ops.conv2d_affine(x, w, scale, shift, plus, rectified=True, **how),
+               lambda x, w, scale, shift, plus: positive_part(forward(x, w) * per_channel(scale) + per_channel(shift) + plus),
+               [x, w, b, shift_off_zero(forward(x, w) * per_channel(b) + dy), dy])
 
 
 # ---------------------------------------------------------------- pooling
@@ -256,7 +279,7 @@ def pooling(kernel_size: tuple[int, int], stride: tuple[int, int], padding: tupl
     how: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     shape, windows = (2, 2, 5, 4), Windows.of(**how)
     x = distinct(*shape)
-    winner = ops.max_pool2d_with_winner(x, windows)[1]          # the linear maps take any: each names a pixel its window sees
+    winner = winners(x, max_pool2d(x, windows), windows)        # the linear maps take any: each names a pixel its window sees
     dy = normal(*winner.shape)
 
     def pixel(at: tuple[int, ...], tap: int) -> tuple[int, ...]:
@@ -320,6 +343,8 @@ def normalization() -> Iterator[Case]:
                batch_norm_at_inference, [normal(2, 2, 2, 3), normal(2), normal(2)], [normal(2), positive(2)])
     yield Case("normalize", lambda x, w, b: ops.normalize(x, w, b, 1e-3)[0], lambda x, w, b: naive_batch_norm(x, w, b, 1e-3),
                [normal(2, 3, 2, 2), normal(3), normal(3)])
+    yield Case("normalize_relu", lambda x, w, b: ops.normalize_relu(x, w, b, 1e-3)[0],
+               lambda x, w, b: positive_part(naive_batch_norm(x, w, b, 1e-3)), [normal(2, 3, 2, 2), normal(3), normal(3)])
     yield Case("affine", ops.affine, lambda x, scale, shift: x * per_channel(scale) + per_channel(shift),
                [normal(2, 3, 2, 2), normal(3), normal(3)])
 
@@ -329,6 +354,7 @@ def normalization() -> Iterator[Case]:
 def activations() -> Iterator[Case]:
     kept = np.random.default_rng(5).random((3, 4), dtype=np.float32) >= 0.4
     yield Case("relu", ops.relu, loop(lambda v: v if v > 0 else 0.0), [distinct(3, 4)])
+    yield Case("add_relu", ops.add_relu, lambda a, b: positive_part(a + b), [distinct(3, 4), normal(3, 4) / 50])
     yield Case("sigmoid", ops.sigmoid, loop(lambda v: 1 / (1 + math.exp(-v))), [normal(3, 4) * 3])
     yield Case("dropout", lambda x: ops.dropout(x, 0.4, train=True, rng=np.random.default_rng(5)), lambda x: x * kept / 0.6,
                [normal(3, 4)])

@@ -10,10 +10,10 @@ import pytest
 from witnesses import host, inner, naive_im2col, nothing_written, read_only, same
 
 import minicnn as mc
-from minicnn import ops
+from minicnn import ops, threads
 from minicnn.backend import array_module
 from minicnn.kernels import conv as kernels
-from minicnn.kernels import direct
+from minicnn.kernels import direct, im2col, tapwise
 
 # ---------------------------------------------------------------- drawn cases
 
@@ -94,7 +94,7 @@ def test_against_loops(device, case, layout):
 @hypothesis.given(case=conv_cases(min_batch=1), block=st.sampled_from([1, 64, 300, 1000, 4000]))
 def test_blocks_cut_rows_and_images_anywhere(device, case, block):
     """Columns of a few bytes a block: one row at a time, some rows, some images; the numbers are the same."""
-    with mock.patch.object(kernels, "COLUMN_BYTES", block):
+    with mock.patch.multiple(im2col, COLUMN_BYTES=block, LIBRARY_BYTES=block, LEAST_ROWS=1):
         check_conv(device, case)
 
 
@@ -191,7 +191,7 @@ def test_only_the_gradients_that_are_asked_for_run():
 
 def test_float32_is_as_exact_as_float32_can_be(device):
     x, weight = numbers(2, 16, 9, 9).astype(np.float32), numbers(8, 16, 3, 3).astype(np.float32)
-    y = ops.conv2d(device.put(x), device.put(weight), padding=1)
+    y = ops.conv2d(device.put(x), device.put(weight), padding=1, algorithm="im2col")
     assert y.dtype == np.float32
     same(y, ops.conv2d(x.astype(float), weight.astype(float), padding=1), 1e-6)
 
@@ -199,6 +199,8 @@ def test_float32_is_as_exact_as_float32_can_be(device):
 # ---------------------------------------------------------------- memory
 
 def peak(run):
+    """Bytes, the workspaces that the kernels keep among them: none are left from before."""
+    vars(threads._mine).pop("workspaces", None)
     tracemalloc.start()
     try:
         run()
@@ -221,7 +223,8 @@ def test_the_column_matrix_of_the_whole_batch_never_exists(which):
                 "conv2d_weight_grad": lambda: ops.conv2d_weight_grad(x, x, (3, 3), padding=1)}[which]
         return peak(call)
 
-    with mock.patch.object(kernels, "COLUMN_BYTES", 2 * 9 * image):
+    with mock.patch.multiple(im2col, COLUMN_BYTES=2 * 10 * image, LEAST_ROWS=1, LEAST_ROWS_OF_A_SUM=1), \
+            mock.patch.object(tapwise, "BLOCK_BYTES", 2 * image), mc.algorithm("im2col"):
         a_further_image = (at(24) - at(8)) / 16 / image
         assert a_further_image < 3                          # a copy in channels-last memory of what came in, and the output
         assert at(8) < (2 * 9 + 2 * 8 + 8) * image          # one block of columns, the copies, the block's padded images
@@ -233,7 +236,7 @@ def test_large_images_are_cut_into_rows():
     x = np.ones((1, 4, 64, 64), np.float32)
     weight = np.ones((4, 4, 5, 5), np.float32)
     columns = 25 * x.nbytes
-    with mock.patch.object(kernels, "COLUMN_BYTES", x.nbytes):
+    with mock.patch.multiple(im2col, COLUMN_BYTES=x.nbytes, LEAST_ROWS=1), mc.algorithm("im2col"):
         assert peak(lambda: ops.conv2d(x, weight, padding=2)) < columns / 4
 
 
@@ -260,7 +263,8 @@ def test_large_images_are_cut_into_rows():
 def test_what_does_not_fit_is_said(device, x, weight, bias, how, words):
     """Both shapes, the rule and the cure in one line, before any work is done."""
     arrays = [None if shape is None else device.tensor(np.ones(shape)) for shape in (x, weight, bias)]
-    with mock.patch.object(kernels, "_gather", side_effect=AssertionError("work was done")), pytest.raises(ValueError) as error:
+    work = mock.patch.object(kernels, "channels_last", side_effect=AssertionError("work was done"))
+    with work, pytest.raises(ValueError) as error:
         ops.conv2d(*arrays, **how)
     assert [w for w in words if w not in str(error.value)] == []
     assert "\n" not in str(error.value)

@@ -164,6 +164,13 @@ def test_a_hessian_vector_product_in_float32_makes_no_float64_array(monkeypatch)
 
 
 # ---------------------------------------------------------------- the watch sees what is planted
+@pytest.fixture
+def layer_by_layer():
+    """ReLU by ReLU's own function, where the plants are: fused with its neighbour it has none."""
+    with mc.layers.fusion(False):
+        yield
+
+
 def in_relu(x):
     return np.maximum(x.astype(np.float64), 0).astype(np.float32)
 
@@ -191,6 +198,7 @@ def from_integers(x):
 PLANTS = [in_relu, through_a_numpy_number, from_nothing, in_a_numpy_function, in_a_reduction, from_integers]
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.parametrize("forward", PLANTS)
 def test_a_planted_float64_is_found_though_no_result_shows_it(forward, monkeypatch):
     monkeypatch.setattr(ops.relu, "forward", forward)
@@ -198,6 +206,7 @@ def test_a_planted_float64_is_found_though_no_result_shows_it(forward, monkeypat
     assert any(forward.__name__ in line for line in found)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_planted_float64_is_found_in_a_backward_and_in_an_optimizer(monkeypatch):
     rule = ops.relu.composed[0]
 
@@ -216,6 +225,7 @@ def test_a_planted_float64_is_found_in_a_backward_and_in_an_optimizer(monkeypatc
     assert any("update: p -= " in line for line in found)
 
 
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_planted_float64_is_found_on_the_stand_in(monkeypatch):
     monkeypatch.setattr(ops.relu, "forward", lambda x: (standin.maximum(x, 0) * np.float64(1.0)).astype(x.dtype))
     found = step(models.resnet.cifar_resnet(8, 4, (3, 8, 8)).to("standin"), sgd, monkeypatch, put=standin.asarray)

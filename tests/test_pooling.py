@@ -7,7 +7,7 @@ from witnesses import check_gradients, host, inner, naive_adaptive_avg_pool, nai
 
 import minicnn as mc
 from minicnn import ops
-from minicnn.kernels import direct
+from minicnn.kernels import direct, pooling
 from minicnn.kernels.windows import Windows
 
 
@@ -68,7 +68,8 @@ def test_the_pools_are_adjoint_pairs(device, case):
     x, _, pairs = case
     windows, on_device = Windows.of(**pairs), device.put(x)
     total = ops.window_sum(on_device, windows)
-    y, winner = ops.max_pool2d_with_winner(on_device, windows)
+    y = ops.max_of_windows(on_device, windows)
+    winner = pooling.winners(on_device, y, windows)
     c = device.put(np.random.default_rng(1).standard_normal(total.shape))
     assert inner(total, c) == pytest.approx(inner(x, ops.window_spread(c, x.shape[2:], windows)), rel=1e-12, abs=1e-12)
     same(ops.take_from_winner(on_device, winner, windows), y, 0)
@@ -175,7 +176,7 @@ def test_large_windows_number_their_taps_without_overflow(device):
 
 
 def test_winners_take_a_byte_each():
-    _, winner = ops.max_pool2d_with_winner(np.zeros((1, 1, 4, 4)), Windows.of(3, 2, 1))
+    winner = pooling.winners(np.zeros((1, 1, 4, 4)), np.zeros((1, 1, 2, 2)), Windows.of(3, 2, 1))
     assert winner.dtype == np.uint8
 
 
