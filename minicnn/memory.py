@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 SMALLEST = 1 << 18          # bytes; below, the system's allocator does as well
 ALIGNMENT = 4096            # bytes; every array begins where a page does
 
-_lock = threading.RLock()   # a garbage collection may let an array go while this thread holds it
+_lock = threading.Lock()
 
 
 class _Piece:
@@ -54,6 +55,7 @@ class _Piece:
 
 
 _pieces: list[_Piece] = []
+_returned: deque[tuple[_Piece, int, int]] = deque()         # runs whose arrays are gone
 
 
 class _Lease:
@@ -66,8 +68,8 @@ class _Lease:
         self.__array_interface__ = piece.memory[start:end].__array_interface__
 
     def __del__(self) -> None:
-        with _lock:
-            self.piece.give_back(self.start, self.end)
+        # Only noted: an array may go at any line, where the garbage collector comes by, also while its piece is being looked at.
+        _returned.append((self.piece, self.start, self.end))
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
@@ -82,6 +84,7 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
 def _lease(size: int) -> _Lease:
     """The smallest free run that is large enough, or the beginning of a new piece."""
     with _lock:
+        _take_back()
         runs = [(end - start, i, start) for i, piece in enumerate(_pieces) for start, end in piece.free.items()
                 if end - start >= size]
         if runs:
@@ -93,6 +96,13 @@ def _lease(size: int) -> _Lease:
             _pieces.append(piece)
         piece.take(start, size)
         return _Lease(piece, start, start + size)
+
+
+def _take_back() -> None:
+    """Make the runs whose arrays are gone free again."""
+    while _returned:
+        piece, start, end = _returned.popleft()
+        piece.give_back(start, end)
 
 
 def _return_to_the_system(size: float) -> None:
@@ -107,19 +117,21 @@ def _return_to_the_system(size: float) -> None:
 def release() -> None:
     """Give back to the system what is free, as far as whole pieces are."""
     with _lock:
+        _take_back()
         _return_to_the_system(math.inf)
 
 
 def in_stock() -> int:
     """Bytes that are free, waiting to be used again."""
     with _lock:
+        _take_back()
         return sum(end - start for piece in _pieces for start, end in piece.free.items())
 
 
 def _after_fork() -> None:
     """The child's copy of the lock may be held by a thread that the child does not have."""
     global _lock
-    _lock = threading.RLock()
+    _lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

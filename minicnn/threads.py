@@ -71,6 +71,11 @@ def parallel(task: Callable[[T], object], items: Sequence[T]) -> None:
             task(item)
         return
     helpers = min(get_num_threads(), len(items)) - 1
+    if helpers < 1:
+        with _blas_alone():
+            for item in items:
+                task(item)
+        return
     todo = iter(items)
     take = threading.Lock()
 
@@ -160,6 +165,14 @@ def _blas() -> list[Any]:
     return _found
 
 
+def _set(blas: Any, n: int) -> None:
+    """Set the threads of a BLAS. threadpoolctl 3.8 obeys only the first thread that sets any, unless it is told to let go of it."""
+    let_go = getattr(blas, "clear_controlling_thread", lambda force: None)
+    let_go(force=True)
+    blas.set_num_threads(n)
+    let_go(force=True)
+
+
 @contextmanager
 def _blas_alone() -> Iterator[None]:
     """Hold the BLAS to one thread; the last of several callers that do gives it back what it had."""
@@ -168,7 +181,7 @@ def _blas_alone() -> Iterator[None]:
         if _holders == 0:
             _held = [(blas, n) for blas in _blas() if (n := blas.get_num_threads()) != 1]
             for blas, _ in _held:
-                blas.set_num_threads(1)
+                _set(blas, 1)
         _holders += 1
     try:
         yield
@@ -178,7 +191,7 @@ def _blas_alone() -> Iterator[None]:
             if _holders == 0:
                 for blas, n in _held:
                     if blas.get_num_threads() == 1:         # unless somebody else has set it meanwhile
-                        blas.set_num_threads(n)
+                        _set(blas, n)
                 _held = []
 
 
@@ -189,7 +202,7 @@ def _after_fork() -> None:
     _mine.busy = False
     if _holders:
         for blas, n in _held:
-            blas.set_num_threads(n)
+            _set(blas, n)
     _holders, _held = 0, []
 
 

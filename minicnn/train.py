@@ -37,6 +37,7 @@ from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, steps_per_epoch
 from minicnn.data.loading import NAMES
 from minicnn.layers import Sequential
+from minicnn.threads import get_num_threads, set_num_threads
 from minicnn.weights import WeightsError, atomically, load, save
 
 PathLike = str | Path
@@ -598,8 +599,16 @@ def _saving(folder: Path, cure: str = "go on with `minicnn train --resume {folde
                                    f"mend that, then {cure.format(folder=folder)}") from error
 
 
-def _threads(count: int) -> Any:
-    return threadpoolctl.threadpool_limits(count, user_api="blas")
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads for the kernels, and for the matrix products outside them."""
+    before = get_num_threads()
+    set_num_threads(count)
+    try:
+        with threadpoolctl.threadpool_limits(count, user_api="blas"):
+            yield
+    finally:
+        set_num_threads(before)
 
 
 def _few(names: Iterable[str]) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 from minicnn import memory, threads
 from minicnn.backend import Array
 
+WORTH_SHARING = 1 << 16     # elements: what a thread does to so many takes as long as waking another one
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -62,14 +64,18 @@ def slices(count: int, step: int) -> Iterator[slice]:
 
 def image_blocks(xp: ModuleType, n: int, image_bytes: int, block_bytes: int) -> list[slice]:
     """Cut n images into runs of about block_bytes, and into one a thread at least."""
-    step = block_bytes // max(1, image_bytes)
-    return list(slices(n, min(step, -(-n // threads.get_num_threads())) if xp is np else n))
+    return list(slices(n, min(block_bytes // max(1, image_bytes), a_share(n, n * image_bytes // 4)) if xp is np else n))
+
+
+def a_share(count: int, elements: int) -> int:
+    """How many of `count` things a thread gets; all of them where their elements are so few that one thread is done sooner."""
+    return count if elements < WORTH_SHARING else -(-count // threads.get_num_threads())
 
 
 def row_blocks(rows: Array, elements: int = ELEMENTS) -> list[slice]:
     """Cut (m, C) into runs of rows of about so many elements, or fewer where that leaves a thread without."""
     m, c = rows.shape
-    return list(slices(m, min(elements // max(1, c), -(-m // threads.get_num_threads())) if isinstance(rows, np.ndarray) else m))
+    return list(slices(m, min(elements // max(1, c), a_share(m, rows.size)) if isinstance(rows, np.ndarray) else m))
 
 
 def copy_padded(images: Array, out: Array, top: int, left: int) -> None:

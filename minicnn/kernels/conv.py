@@ -32,15 +32,15 @@ WEIGHT_GRAD = {"im2col": im2col.convolve_weight_grad, "direct": tapwise.convolve
 def conv2d(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int = 1, algorithm: str | None = None,
            finish: Finish | None = None) -> Array:
     """(N, C, H, W), (K, C / groups, kh, kw), (K,) -> (N, K, P, Q).   finish: what to do with each block, after the bias."""
+    (k, c), (n, p, q) = weight.shape[:2], (len(x), *windows.out_size(x.shape[2:]))
+    name = choose(algorithm, "forward", x, windows, groups, c, k, n * p * q)
     if groups > 1:
-        y = channels_last(_each_group(groups, lambda x, w: conv2d(x, w, None, windows, 1, algorithm), (x, 1), (weight, 0)))
+        y = channels_last(_each_group(groups, lambda x, w: conv2d(x, w, None, windows, 1, name), (x, 1), (weight, 0)))
         if bias is not None:
             y += bias
         if finish is not None:
             finish(y.reshape(-1, y.shape[3]), 0)
         return channels_first(y)
-    (k, c), (n, p, q) = weight.shape[:2], (len(x), *windows.out_size(x.shape[2:]))
-    name = choose(algorithm, "forward", x, windows, groups, c, k, n * p * q)
     return channels_first(FORWARD[name](channels_last(x), filters_last(weight), bias, windows, finish))
 
 
@@ -50,10 +50,10 @@ def conv2d_input_grad(dy: Array, weight: Array, in_size: Pair, windows: Windows,
 
     dx[n, c, p*sh - ph + i*dh, ...] += sum_k weight[k, c, i, j] * dy[n, k, p, q]
     """
-    if groups > 1:
-        return _each_group(groups, lambda dy, w: conv2d_input_grad(dy, w, in_size, windows, 1, algorithm), (dy, 1), (weight, 0))
     (k, c), n = weight.shape[:2], len(dy)
     name = choose(algorithm, "input_grad", dy, windows, groups, c, k, n * dy.shape[2] * dy.shape[3])
+    if groups > 1:
+        return _each_group(groups, lambda dy, w: conv2d_input_grad(dy, w, in_size, windows, 1, name), (dy, 1), (weight, 0))
     return channels_first(INPUT_GRAD[name](channels_last(dy), filters_last(weight), in_size, windows))
 
 
@@ -62,10 +62,10 @@ def conv2d_weight_grad(x: Array, dy: Array, windows: Windows, groups: int = 1, a
 
     dweight[k, c, i, j] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, p*sh - ph + i*dh, q*sw - pw + j*dw]
     """
-    if groups > 1:
-        return _each_group(groups, lambda x, dy: conv2d_weight_grad(x, dy, windows, 1, algorithm), (x, 1), (dy, 1), join=0)
     (n, k, p, q), c = dy.shape, x.shape[1]
     name = choose(algorithm, "weight_grad", x, windows, groups, c, k, n * p * q)
+    if groups > 1:
+        return _each_group(groups, lambda x, dy: conv2d_weight_grad(x, dy, windows, 1, name), (x, 1), (dy, 1), join=0)
     return filters_first(WEIGHT_GRAD[name](channels_last(x), channels_last(dy), windows))
 
 

@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.blocks import Finish, copy_padded, each, empty, scratch, slices, total
+from minicnn.kernels.blocks import Finish, a_share, copy_padded, each, empty, scratch, slices, total
 from minicnn.kernels.windows import Pair, Windows, channels_last, slide
-from minicnn.threads import get_num_threads
 
 COLUMN_BYTES = 2 << 20      # a block on one core, its columns and its outputs: it stays in the cache
 LIBRARY_BYTES = 64 << 20    # on a library that shares a block out by itself: rows enough for all its threads
@@ -129,7 +128,7 @@ def cut(xp: Any, n: int, out_size: Pair, row_bytes: int, least: int) -> list[Blo
     p, q = out_size
     pixels = LIBRARY_BYTES // row_bytes
     if xp is np:                                                        # and no thread shall be left without
-        pixels = min(max(least, COLUMN_BYTES // row_bytes), -(-n * p * q // get_num_threads()))
+        pixels = min(max(least, COLUMN_BYTES // row_bytes), a_share(n * p * q, n * p * q * row_bytes // 4))
     images = max(1, pixels // (p * q))
     return [Block(some, rows) for some in slices(n, images) for rows in slices(p, max(1, pixels // q) if images == 1 else p)]
 

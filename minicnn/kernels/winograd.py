@@ -4,7 +4,7 @@ Four outputs in a row of a filter of three taps cost 12 multiplications by the d
 of two polynomials, and such a product is known from its values at six points: evaluate both factors (B^T d and G g),
 multiply the six pairs of values, and interpolate (A^T):
 
-    y = A^T [ (G g) * (B^T d) ]                     d: 6 inputs, g: 3 taps, y: 4 outputs; points 0, 1, -1, 2, -2 and infinity
+    y = A^T [ (G g) * (B^T d) ]                     d: 6 inputs, g: 3 taps, y: 4 outputs
 
 Along both axes of an image, with tiles of 6 x 6 inputs that overlap by two:
 
@@ -25,14 +25,17 @@ Cost for an output pixel: 2.25 C K multiply-adds (4 times fewer than 9 C K, less
 three transforms (9 + 13.5) C and (9 + 6) K more, as products with a 6x6 or 4x6 matrix, which the BLAS does at a quarter to a half
 of its best rate. So it pays where C and K are large, and from about 32 channels on.
 
-The price is rounding: the matrices have numbers up to 8, and float32 loses about two bits more than by im2col
-(`minicnn bench kernels` prints each layer's error; the tests hold it under 2e-5 of the largest output).
+The price is rounding: values far from 0 grow with the point's powers, and cancel in the end. The usual points, 0, +-1, +-2, make
+matrices of small integers, which saves multiplications where they are coded one by one; here they are products with a matrix,
+so the points may be chosen for their error alone. 0, +-2/3, +-3/2 round 6 times less: 2e-6 of the largest output, where
+im2col has 6e-7 (128 channels at 28 x 28; `minicnn bench kernels` prints it for every layer).
 
 The adjoint maps are as cheap. The gradient in x is the same convolution of dy, with the filters turned by 180 degrees. The gradient
 in the weights is, read backwards, dU[f] = V[f]^T (A dY A^T)[f] and dg = G^T dU G.
 
 Source: Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", 2016; Winograd, "Arithmetic Complexity of
-Computations", 1980. The plain kernel that this one must equal is kernels/conv.py.
+Computations", 1980; on points, Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution", 2020.
+The plain kernel that this one must equal is im2col.py's.
 """
 from __future__ import annotations
 
@@ -48,22 +51,28 @@ from minicnn.threads import get_num_threads, parallel, workspace
 
 Array = np.ndarray[Any, Any]
 
-B_T = np.array([[4, 0, -5, 0, 1, 0],
-                [0, -4, -4, 1, 1, 0],
-                [0, 4, -4, -1, 1, 0],
-                [0, -2, -1, 2, 1, 0],
-                [0, 2, -1, -2, 1, 0],
-                [0, 4, 0, -5, 0, 1]])
-G = np.array([[6, 0, 0],
-              [-4, -4, -4],
-              [-4, 4, -4],
-              [1, 2, 4],
-              [1, -2, 4],
-              [0, 0, 24]]) / 24
-A_T = np.array([[1, 1, 1, 1, 1, 0],
-                [0, 1, -1, 2, -2, 0],
-                [0, 1, 1, 4, 4, 0],
-                [0, 1, -1, 8, -8, 1]])
+POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)        # and infinity
+
+
+def transforms(points: Sequence[float]) -> tuple[Array, Array, Array]:
+    """B^T (6, 6), G (6, 3) and A^T (4, 6) of six points, the five given and infinity.
+
+    With p_j a point and L_j(x) the product of (x - p_k) over the others, N_j = L_j(p_j):
+    row j of G evaluates the filter at p_j, over N_j; row j of B^T has the coefficients of L_j; column j of A^T the powers of p_j.
+    Infinity looks at the highest coefficient alone, and its row of B^T is the product over all points.
+    Source: Toom, 1963, and Cook, 1966; transposed (to a convolution that slides) by Winograd, 1980.
+    """
+    b_t, g, a_t = np.zeros((6, 6)), np.zeros((6, 3)), np.zeros((4, 6))
+    for j, p in enumerate(points):
+        others = [q for q in points if q != p]
+        b_t[j, :5] = np.poly(others)[::-1]
+        g[j] = np.power(p, range(3)) / np.prod([p - q for q in others])
+        a_t[:, j] = np.power(p, range(4))
+    b_t[5], g[5, 2], a_t[3, 5] = np.poly(points)[::-1], 1, 1
+    return b_t, g, a_t
+
+
+B_T, G, A_T = transforms(POINTS)
 
 
 class Block(NamedTuple):
@@ -90,15 +99,17 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     def place(block: Block, m: Array) -> None:
         """A^T M A, to where the block lies in the output."""
         images, rows = block.size
-        if bias is not None:
-            m[7] += bias                # the point (1, 1): the second column of A^T is all ones, so each of the 16 outputs gets it
         down = workspace("winograd a", (4, 6, m[0].size), image.dtype)
         np.matmul(inverse, m.reshape(6, -1), out=down.reshape(4, -1))
         both = workspace("winograd b", (4, 4, images, rows, across, k), image.dtype)
         np.matmul(inverse, down, out=both.reshape(4, 4, -1))
         out = y[block.images, 4 * block.tiles.start:4 * block.tiles.stop]
         laid = out if whole else workspace("winograd a", (images, 4 * rows, 4 * across, k), image.dtype)
-        np.copyto(laid.reshape(images, rows, 4, across, 4, k), both.transpose(2, 3, 0, 4, 1, 5))
+        placed = laid.reshape(images, rows, 4, across, 4, k)
+        if bias is None:
+            np.copyto(placed, both.transpose(2, 3, 0, 4, 1, 5))
+        else:
+            np.add(both.transpose(2, 3, 0, 4, 1, 5), bias, out=placed)
         if not whole:                                                               # tiles that hang over the edge
             out[...] = laid[:, :out.shape[1], :q]
         if finish is not None:
@@ -273,7 +284,7 @@ def _blocks(n: int, p: int, q: int, tiles: int) -> list[Block]:
     if down * across > tiles:
         step = -(-down // round(down / max(1, tiles // across)))
         return [Block(slice(i, i + 1), slice(start, min(start + step, down))) for i in range(n) for start in range(0, down, step)]
-    threads = get_num_threads()
+    threads = get_num_threads() if n * down * across >= 32 else 1           # few tiles are done before another thread is awake
     count = min(n, -(-n * down * across // (tiles * threads)) * threads)
     ends = [n * i // count for i in range(count + 1)]
     return [Block(slice(i, j), slice(0, down)) for i, j in zip(ends, ends[1:], strict=False)]
