@@ -11,6 +11,7 @@ import pytest
 import standin
 from witnesses import Device
 
+import minicnn as mc
 from minicnn import backend
 
 backend.adopt(standin, "standin")
@@ -27,6 +28,15 @@ DEVICES = ["cpu", "standin", pytest.param("cuda", marks=pytest.mark.gpu)]
 def device(request):
     """Where a test's arrays live: NumPy, the stand-in for CuPy, and CuPy itself (`pytest -m gpu`)."""
     return Device(request.param)
+
+
+@pytest.fixture(params=[1, 2, 3], scope="module")
+def threads(request):
+    """On how many threads the kernels run during a test; afterwards on as many as before."""
+    before = mc.get_num_threads()
+    mc.set_num_threads(request.param)
+    yield request.param
+    mc.set_num_threads(before)
 
 
 def pytest_runtest_setup(item):

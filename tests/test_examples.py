@@ -17,8 +17,9 @@ def run(monkeypatch):
     for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.setenv(variable, "1")
 
-    def run(name):
-        done = subprocess.run([sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=120)
+    def run(name, *arguments):
+        done = subprocess.run([sys.executable, "-W", "error", EXAMPLES / name, *arguments], capture_output=True, text=True,
+                              timeout=120)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
@@ -76,3 +77,10 @@ def test_hessian_vector_product(run):
 def test_every_example_is_run_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_fast_convolution(run):
+    output = run("fast_convolution.py", "--quick")
+    rows = re.findall(r"^(\S.+?) {2,}([\d.]+) +(?:x \S+)? +(\S+)$", output, re.M)
+    assert [name.split()[0] for name, *_ in rows] == ["the", "im2col", "in", "and", "and", "Winograd", "and"]
+    assert all(float(ms) > 0 for _, ms, _ in rows)
