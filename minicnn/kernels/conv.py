@@ -69,14 +69,16 @@ def conv2d_weight_grad(x: Array, dy: Array, windows: Windows, groups: int = 1, a
     return filters_first(WEIGHT_GRAD[name](channels_last(x), channels_last(dy), windows))
 
 
-def affine(scale: Array, shift: Array, residual: Array | None, rectified: bool) -> Finish:
+def affine(scale: Array | None, shift: Array | None, residual: Array | None, rectified: bool) -> Finish:
     """What to do with a block: scale each channel and shift it, add the same rows of the residual, rectify."""
-    xp = array_module(scale)
     others = None if residual is None else channels_last(residual).reshape(-1, residual.shape[1])
 
     def finish(rows: Array, first: int) -> None:
-        channelwise(xp.multiply, rows, scale, rows)
-        channelwise(xp.add, rows, shift, rows)
+        xp = array_module(rows)
+        if scale is not None:
+            channelwise(xp.multiply, rows, scale, rows)
+        if shift is not None:
+            channelwise(xp.add, rows, shift, rows)
         if others is not None:
             rows += others[first:first + len(rows)]
         if rectified:
