@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minicnn.backend import Array, array_module
+from minicnn.kernels.blocks import WORTH_SHARING, each, empty
 
 Pair = tuple[int, int]
 
@@ -118,7 +121,12 @@ def slide(image: Array, windows: Windows) -> Array:
 
 def channels_last(x: Array) -> Array:
     """(N, C, H, W) -> (N, H, W, C), contiguous: a view where the memory lies so already, which is how kernels leave it."""
-    return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
+    image = x.transpose(0, 2, 3, 1)
+    if not isinstance(x, np.ndarray) or image.flags.c_contiguous or x.size < WORTH_SHARING:
+        return array_module(x).ascontiguousarray(image)
+    laid = empty(np, image.shape, x.dtype)
+    each(np, lambda i: np.copyto(laid[i], image[i]), range(len(x)))
+    return laid
 
 
 def channels_first(x: Array) -> Array:
