@@ -88,7 +88,7 @@ def test_with_pytorch_both_of_its_formats_are_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_everything_quick_with_pytorch():
+def test_everything_quick_with_pytorch(module):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     done = run("--quick", "--threads", 1)
     assert done.returncode == 0, done.stderr
