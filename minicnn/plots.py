@@ -24,7 +24,7 @@ MOST_MISTAKES = 30
 
 def curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Loss and accuracy of both sets, epoch by epoch. history: rows as in metrics.jsonl."""
-    figure = _figure(9.0, 3.6)
+    figure = new_figure(9.0, 3.6)
     epochs = [row["epoch"] for row in history]
     for axes, metric, factor in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True):
         for part, colour, label in (("train", TRAIN, "training, as the steps went"), ("test", TEST, "held out")):
@@ -51,7 +51,7 @@ def confusion(path: Path, matrix: Ints, classes: Sequence[str]) -> None:
     """
     n = len(classes)
     side = min(12.0, max(5.0, 2.0 + 0.45 * n))
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     right = np.eye(n, dtype=bool)
@@ -79,7 +79,7 @@ def mistakes(path: Path, images: Ints, labels: Ints, predictions: Ints, confiden
     shown = wrong[np.argsort(-confidences[wrong], kind="stable")][:MOST_MISTAKES]
     columns = min(6, max(3, len(shown)))
     rows = max(1, -(-len(shown) // columns))
-    figure = _figure(1.7 * columns, 2.0 * rows + 0.5)
+    figure = new_figure(1.7 * columns, 2.0 * rows + 0.5)
     which = "all of them" if len(shown) == len(wrong) else f"the {len(shown)} that it was surest of"
     title = f"{len(wrong)} of {len(labels)} wrong: {which}" if len(wrong) else f"none of {len(labels)} wrong"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -94,7 +94,8 @@ def mistakes(path: Path, images: Ints, labels: Ints, predictions: Ints, confiden
     _write(path, figure)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches, that needs no screen; ImportError where matplotlib is not installed."""
     try:
         figure = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
         importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)

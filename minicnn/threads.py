@@ -50,13 +50,25 @@ def get_num_threads() -> int:
     """How many threads kernels run on; unless set, as many as NumPy's BLAS (which OMP_NUM_THREADS limits), at most one a core."""
     global _count
     if _count is None:
-        _count = max(1, min([_cores(), *(pool.num_threads for pool in _blas())]))
+        _count = max(1, min([cores(), *(pool.num_threads for pool in _blas())]))
     return _count
 
 
-def _cores() -> int:
-    """The cores that this process may use."""
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Inside the block, n threads for the kernels, and for the BLAS outside them; afterwards as many as before."""
+    before = get_num_threads()
+    set_num_threads(n)
+    try:
+        with threadpoolctl.threadpool_limits(n, user_api="blas"):
+            yield
+    finally:
+        set_num_threads(before)
 
 
 # ---------------------------------------------------------------- sharing out

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import threadpoolctl
 
 from minicnn import __version__, data, models, ops, optim, plots
 from minicnn.autograd import no_grad
@@ -37,7 +36,7 @@ from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, steps_per_epoch
 from minicnn.data.loading import NAMES
 from minicnn.layers import Sequential
-from minicnn.threads import get_num_threads, set_num_threads
+from minicnn.threads import num_threads
 from minicnn.weights import WeightsError, atomically, load, save
 
 PathLike = str | Path
@@ -335,14 +334,14 @@ class Run:
     def fit(self, *, on_step: Callable[[Trainer], None] | None = None, on_epoch: Callable[[Trainer], None] | None = None,
             save_every: int = 0) -> None:
         """Train to the end. Ctrl-C saves a checkpoint, and goes on as KeyboardInterrupt."""
-        with _threads(self.about["threads"]):
+        with num_threads(self.about["threads"]):
             self.trainer.fit(on_step=on_step, on_epoch=on_epoch, save=self._save, save_every=save_every)
 
     def evaluation(self) -> Evaluation:
         """What the model of the last epoch says to the held-out images."""
         trainer = self.trainer
         if trainer.evaluation is None:          # the run was resumed behind its last epoch
-            with _threads(self.about["threads"]):
+            with num_threads(self.about["threads"]):
                 trainer.evaluation = evaluate(trainer.model, trainer.test_set, trainer.normalize)
         return trainer.evaluation
 
@@ -597,18 +596,6 @@ def _saving(folder: Path, cure: str = "go on with `minicnn train --resume {folde
     except OSError as error:
         raise OSError(error.errno, f"cannot write to {folder} ({error.strerror or error}); what was saved before is whole: "
                                    f"mend that, then {cure.format(folder=folder)}") from error
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads for the kernels, and for the matrix products outside them."""
-    before = get_num_threads()
-    set_num_threads(count)
-    try:
-        with threadpoolctl.threadpool_limits(count, user_api="blas"):
-            yield
-    finally:
-        set_num_threads(before)
 
 
 def _few(names: Iterable[str]) -> str:

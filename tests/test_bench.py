@@ -302,9 +302,9 @@ def test_temporary_memory_of_a_gpu_is_what_its_pool_has_grown_by():
 
 
 def test_threads_are_given_back():
-    from minicnn.threads import get_num_threads
+    from minicnn.threads import get_num_threads, num_threads
     before = get_num_threads()
-    with pytest.raises(KeyError), engine.threads(3):
+    with pytest.raises(KeyError), num_threads(3):
         assert get_num_threads() == 3
         raise KeyError
     assert get_num_threads() == before

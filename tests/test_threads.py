@@ -11,7 +11,7 @@ import threadpoolctl
 
 import minicnn as mc
 from minicnn import ops
-from minicnn.threads import _blas, _cores, in_shares, parallel, workspace
+from minicnn.threads import _blas, cores, in_shares, parallel, workspace
 
 WAIT = 30       # seconds after which a test that hangs has failed
 
@@ -82,7 +82,7 @@ def python(code, **environment):
 @pytest.mark.parametrize("n", [1, 2, 1000])
 def test_by_default_as_many_as_the_blas_may_have_and_at_most_one_a_core(n):
     found = int(python("import minicnn; print(minicnn.get_num_threads())", OMP_NUM_THREADS=str(n)))
-    assert found == min(n, _cores())
+    assert found == min(n, cores())
 
 
 # ---------------------------------------------------------------- who runs what

@@ -1,35 +1,15 @@
-"""What the laboratory asks of the engine beyond its operations: threads, algorithms, devices."""
+"""What the laboratory asks of the engine beyond its operations: memory, algorithms, devices."""
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from minicnn import backend, memory
 from minicnn.kernels import algorithms as known
 from minicnn.kernels.windows import Windows
 from minicnn.threads import get_num_threads, set_num_threads
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads, the engine's own and NumPy's BLAS alike, and give back afterwards what was set."""
-    before = get_num_threads()
-    with threadpoolctl.threadpool_limits(count):
-        set_num_threads(count)
-        try:
-            yield
-        finally:
-            set_num_threads(before)
 
 
 def forget() -> None:

@@ -16,6 +16,7 @@ from minicnn.bench.progress import Progress
 from minicnn.bench.results import Row
 from minicnn.bench.rival import Rival
 from minicnn.bench.roofline import Roof
+from minicnn.threads import cores, num_threads
 
 # Of the largest number: what float32 loses in sums this long is far below, a wrong kernel far above.
 LARGEST_ERROR = 2e-5
@@ -28,7 +29,7 @@ def run(words: Sequence[str] = (), *, batch: int | None = None, repeats: int | N
     Returns 1 where a kernel was wrong, else 0. Raises ValueError for a word that fits nothing, OSError for a file that cannot
     be written. What was measured before an interruption is written, too.
     """
-    threads = threads or engine.cores()
+    threads = threads or cores()
     devices = engine.devices(backend)
     named = [word for word in words if word in models.names()]
     chosen = _choose(words, cases.of_models(named or cases.MODELS, quick, batch), devices)
@@ -37,7 +38,7 @@ def run(words: Sequence[str] = (), *, batch: int | None = None, repeats: int | N
     if json:
         results.can_write(json)
     rows: list[Row] = []
-    with engine.threads(threads), ExitStack() as running:
+    with num_threads(threads), ExitStack() as running:
         surroundings = results.environment(threads, devices)
         rival = running.enter_context(Rival(threads)) if pytorch else None
         if rival is not None:

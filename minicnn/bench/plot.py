@@ -14,6 +14,7 @@ from typing import Any
 from minicnn.bench import cases, results
 from minicnn.bench.measure import Spread
 from minicnn.bench.results import Document, Row
+from minicnn.plots import new_figure
 from minicnn.weights import atomically
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -45,15 +46,6 @@ def run(file: str, out: str | None = None) -> None:
     figure = draw(found, timed)
     atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, facecolor="white"))
     print(f"in {path}: {len(timed)} {found['kind']}")
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        figure = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-        importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib, which is not installed: pip install matplotlib") from error
-    return figure
 
 
 def _about(found: Document, device: str) -> str:
@@ -92,7 +84,7 @@ def _kernels(found: Document, rows: Sequence[Row]) -> Any:
     maps = [name for name in cases.CONVOLUTIONS if any(row["kernel"] == name for row in convolutions)]
     shapes = len({(row["shape"], row["batch"]) for row in convolutions})
     height = 6.2 * max(1, len(devices))
-    figure = _figure(15.0, max(height, 1.6 + 0.3 * shapes)) if maps else _figure(9.0, height)
+    figure = new_figure(15.0, max(height, 1.6 + 0.3 * shapes)) if maps else new_figure(9.0, height)
     left, *right = figure.subfigures(1, 2, width_ratios=(1.0, 1.05)) if maps else (figure,)
     for axes, device in zip(_column(left, max(1, len(devices))), devices or ["cpu"], strict=True):
         _roofline(axes, found, [row for row in rows if row["backend"] == device], device)
@@ -226,7 +218,7 @@ def _models(found: Document, rows: Sequence[Row]) -> Any:
     """Milliseconds an image of each task; where layers were measured, what their kinds take."""
     names = list(dict.fromkeys((row["model"], row["backend"]) for row in rows))
     layered = [row for row in rows if row.get("layers")]
-    figure = _figure(7.0 + 6.0 * bool(layered), 1.9 + 0.75 * len(names))
+    figure = new_figure(7.0 + 6.0 * bool(layered), 1.9 + 0.75 * len(names))
     panels = figure.subplots(1, 1 + bool(layered), squeeze=False)[0]
     axes = panels[0]
     for i, (task, colour) in enumerate((("inference", "#0b62a4"), ("training step", GREY))):

@@ -14,7 +14,7 @@ import threadpoolctl
 
 import minicnn
 from minicnn import backend
-from minicnn.bench import engine
+from minicnn.threads import cores
 from minicnn.weights import atomically
 
 FORMAT = "minicnn bench 1"
@@ -34,7 +34,7 @@ def environment(threads: int, devices: list[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"), "minicnn": minicnn.__version__, "commit": _commit(),
         "Python": platform.python_version(), "NumPy": np.__version__, "BLAS": _blas(), "system": platform.platform(),
-        "CPU": _cpu(), "cores": engine.cores(), "threads": threads,
+        "CPU": _cpu(), "cores": cores(), "threads": threads,
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
     if "cuda" in devices:
         gpu = backend.cuda_status().facts

@@ -18,6 +18,7 @@ from minicnn.bench.progress import Progress
 from minicnn.bench.results import Row
 from minicnn.bench.tables import Column
 from minicnn.kernels import algorithms
+from minicnn.threads import cores, num_threads
 from minicnn.weights import atomically
 
 TABLE_NAMES = {"conv2d": "forward", "conv2d_input_grad": "input_grad", "conv2d_weight_grad": "weight_grad"}
@@ -32,14 +33,14 @@ def run(*, repeats: int | None = None, threads: int | None = None, quick: bool =
         raise ValueError("--quick measures nothing, so it does not replace the engine's table: name another file with --out")
     path = out or str(algorithms.TABLE)
     results.can_write(path)
-    threads = threads or engine.cores()
+    threads = threads or cores()
     care = Care.quick(repeats) if quick else Care(repeats or 5)
     chosen = to_measure(quick)
     names = [name for name in algorithms.ALGORITHMS if name != "auto"]
     columns = [Column("kernel", 18, True), Column("shape", max(len(case.shape) for case in chosen), True), Column("batch", 5),
                *(Column(f"{name} ms", 11) for name in names), Column("fastest", 8, True)]
     table: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLE_NAMES.values()}
-    with engine.threads(threads), Progress(len(chosen), "convolution") as progress:
+    with num_threads(threads), Progress(len(chosen), "convolution") as progress:
         progress.say(tables.head(columns))
         for case in chosen:
             progress.begin(case.name)

@@ -14,6 +14,7 @@ from minicnn.bench.progress import Progress
 from minicnn.bench.results import LAYER_PARTS, Row
 from minicnn.bench.tables import Column
 from minicnn.bench.worker import TASKS
+from minicnn.threads import cores, num_threads
 
 COLUMNS = [Column("task", 13, True), Column("batch", 5), Column("on", 4, True), Column("ms", 8), Column("spread", 6),
            Column("ms an image", 11), Column("images/s", 8), Column("first ms", 8), Column("peak MB", 8)]
@@ -27,12 +28,12 @@ def run(names: Sequence[str] = (), *, batch: int | None = None, repeats: int | N
     written.
     """
     names = [_known(name) for name in names] or list(cases.MODELS)
-    threads = threads or engine.cores()
+    threads = threads or cores()
     devices = engine.devices(backend)
     care = Care.quick(repeats) if quick else Care(repeats or 7, warm_up=1)
     if json:
         results.can_write(json)
-    with engine.threads(threads):
+    with num_threads(threads):
         surroundings = results.environment(threads, devices)
     settings = {"names": names, "batch": batch, "repeats": care.repeats, "quick": quick, "backend": backend, "layers": layers}
     print(tables.facts(surroundings) + "\n", flush=True)

@@ -26,6 +26,7 @@ from minicnn.backend import Array, to_device
 from minicnn.bench import cases, engine, kernels, measure
 from minicnn.bench.measure import Call, Care
 from minicnn.layers import Layer, Residual, Sequential
+from minicnn.threads import num_threads
 
 TASKS = ("inference", "training step")
 
@@ -43,7 +44,7 @@ def main() -> None:
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Do what a request asks for."""
     device, care = request["backend"], Care(*request["care"])
-    with engine.threads(request["threads"]):
+    with num_threads(request["threads"]):
         model = cases.build(request["model"], request["quick"]).to(device)
         if request["do"] == "layers":
             return {"layers": list(by_layer(model, request["batch"], device, care))}

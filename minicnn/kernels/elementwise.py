@@ -53,11 +53,6 @@ def relu_grad(dy: Array, y: Array) -> Array:
     return blockwise(lambda out, a, g: array_module(g).multiply(g, a > 0, out=out), y, dy)
 
 
-def add(a: Array, b: Array) -> Array:
-    """a + b"""
-    return blockwise(lambda out, a, b: array_module(a).add(a, b, out=out), a, b)
-
-
 def add_relu(a: Array, b: Array) -> Array:
     """max(a + b, 0)"""
     return blockwise(lambda out, a, b: rectify(array_module(a).add(a, b, out=out), out), a, b)

@@ -15,11 +15,9 @@ from minicnn.ops.pooling import (
 
 __all__ = [
     "adaptive_avg_pool2d", "add", "add_relu", "affine", "avg_pool2d", "batch_norm", "broadcast_to", "concatenate", "conv2d",
-    "conv2d_affine",
-    "conv2d_input_grad", "conv2d_relu", "conv2d_weight_grad", "cross_entropy", "div", "dropout", "exp", "getitem", "give_to_winner",
-    "global_avg_pool2d", "linear", "log", "log_softmax", "matmul", "matrix_product", "max", "max_of_last", "max_pool2d",
-    "max_of_windows", "maximum", "mean", "min", "minimum", "mul", "neg", "normalize", "normalize_relu", "pad", "place", "power",
-    "relu",
-    "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sqrt", "sub", "sum", "sum_to", "take_from_winner", "tanh", "to",
-    "transpose", "var", "where", "window_spread", "window_sum",
+    "conv2d_affine", "conv2d_input_grad", "conv2d_relu", "conv2d_weight_grad", "cross_entropy", "div", "dropout", "exp",
+    "getitem", "give_to_winner", "global_avg_pool2d", "linear", "log", "log_softmax", "matmul", "matrix_product", "max",
+    "max_of_last", "max_of_windows", "max_pool2d", "maximum", "mean", "min", "minimum", "mul", "neg", "normalize",
+    "normalize_relu", "pad", "place", "power", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "sqrt",
+    "sub", "sum", "sum_to", "take_from_winner", "tanh", "to", "transpose", "var", "where", "window_spread", "window_sum",
 ]
