@@ -87,4 +87,17 @@ def copy_padded(images: Array, out: Array, top: int, left: int) -> None:
     out[:, i1:] = 0
     out[:, i0:i1, :j0] = 0
     out[:, i0:i1, j1:] = 0
-    out[:, i0:i1, j0:j1] = images[:, top + i0:top + i1, left + j0:left + j1]
+    copy_pixels(images[:, top + i0:top + i1, left + j0:left + j1], out[:, i0:i1, j0:j1])
+
+
+def copy_pixels(source: Array, out: Array) -> None:
+    """out[...] = source: (..., C) both, where the C numbers of a pixel lie side by side.
+
+    NumPy is shown each pixel as one item of C numbers: it copies items in a tight loop of its own, while rows of few numbers each
+    cost it a turn of the loop over all axes, which takes twice as long at 16 channels.
+    """
+    pixel = (np.void, source.shape[-1] * source.itemsize)
+    if isinstance(source, np.ndarray) and source.dtype == out.dtype and source.size:
+        out.view(pixel)[...] = source.view(pixel)
+    else:
+        out[...] = source

@@ -22,8 +22,7 @@ from minicnn.kernels.elementwise import channelwise, rectify
 from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last
 
 FORWARD = {"im2col": im2col.convolve, "direct": tapwise.convolve, "winograd": winograd.convolve}
-# im2col's adjoint, col2im, adds up the columns of a product; adding each tap when it is computed needs no columns.
-INPUT_GRAD = {"im2col": tapwise.convolve_input_grad, "direct": tapwise.convolve_input_grad,
+INPUT_GRAD = {"im2col": im2col.convolve_input_grad, "direct": tapwise.convolve_input_grad,
               "winograd": winograd.convolve_input_grad}
 WEIGHT_GRAD = {"im2col": im2col.convolve_weight_grad, "direct": tapwise.convolve_weight_grad,
                "winograd": winograd.convolve_weight_grad}

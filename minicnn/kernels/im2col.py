@@ -26,7 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.blocks import Finish, a_share, copy_padded, each, empty, scratch, slices, total
+from minicnn.kernels import tapwise
+from minicnn.kernels.blocks import Finish, a_share, copy_padded, copy_pixels, each, empty, scratch, slices, total
+from minicnn.kernels.tiles import multiply, sum_of_products, tiled
 from minicnn.kernels.windows import Pair, Windows, channels_last, slide
 
 COLUMN_BYTES = 2 << 20      # a block on one core, its columns and its outputs: it stays in the cache
@@ -80,18 +82,18 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     """(N, H, W, C), (kh, kw, C, K), (K,) -> (N, P, Q, K)."""
     xp, k = array_module(image), filters.shape[3]
     n, (p, q) = len(image), windows.out_size(image.shape[1:3])
-    matrix = filters.reshape(-1, k)
+    matrix = tiled(filters.reshape(-1, k))
     y = empty(xp, (n, p, q, k), image.dtype)
 
     def one(block: Block) -> None:
         out = y[block.images, block.rows].reshape(-1, k)                # a view: whole images, or whole rows of one
-        xp.matmul(columns(image, windows, block, q), matrix, out=out)
+        multiply(columns(image, windows, block, q), matrix, out)
         if bias is not None:
             out += bias
         if finish is not None:
             finish(out, (block.images.start * p + block.rows.start) * q)
 
-    each(xp, one, cut(xp, n, (p, q), (len(matrix) + k) * image.itemsize, LEAST_ROWS))
+    each(xp, one, cut(xp, n, (p, q), (matrix.shape[-2] + k) * image.itemsize, LEAST_ROWS))
     return y
 
 
@@ -105,14 +107,31 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
         dw = empty(xp, (length, k), image.dtype)
         for i, block in enumerate(blocks):
             seen, taken = columns(image, windows, block, q), dy[block.images, block.rows].reshape(-1, k)
-            if i == 0:
-                xp.matmul(seen.T, taken, out=dw)
-            else:
-                dw += xp.matmul(seen.T, taken, out=scratch(xp, "im2col product", dw.shape, dw.dtype))
+            product = dw if i == 0 else scratch(xp, "im2col product", dw.shape, dw.dtype)
+            sum_of_products(seen, taken, product)
+            if i > 0:
+                dw += product
         return dw
 
     blocks = cut(xp, n, (p, q), (length + k) * image.itemsize, LEAST_ROWS_OF_A_SUM)
     return total(xp, summed, blocks).reshape(shape) if blocks else xp.zeros(shape, image.dtype)
+
+
+def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windows) -> Array:
+    """(N, P, Q, K), (kh, kw, C, K) -> (N, H, W, C).
+
+    For a stride of 1 it is the convolution of dy with the filters turned by 180 degrees:
+
+        dx[h, w] = sum_{i, j} dy[h + ph - i dh, w + pw - j dw] W[i, j]^T
+
+    so the turned filters see dy under a padding of reach - 1 - padding, reach = dilation (kernel - 1) + 1. A longer stride leaves
+    gaps between the windows, and more padding cuts dy; then the products of each tap are added to the pixels it saw.
+    """
+    (rh, rw), (ph, pw) = windows.reach, windows.padding
+    if windows.stride != (1, 1) or ph >= rh or pw >= rw:
+        return tapwise.convolve_input_grad(dy, filters, in_size, windows)
+    turned = filters[::-1, ::-1].transpose(0, 1, 3, 2)
+    return convolve(dy, turned, None, Windows(windows.kernel_size, (1, 1), (rh - 1 - ph, rw - 1 - pw), windows.dilation))
 
 
 # ---------------------------------------------------------------- their parts
@@ -148,7 +167,11 @@ def columns(image: Array, windows: Windows, block: Block, width: int) -> Array:
         seen = scratch(xp, "im2col padded", (count, height, across, c), image.dtype)
         copy_padded(image[block.images], seen, top, left)
     gathered = scratch(xp, "im2col columns", (count, rows, width, kh, kw, c), image.dtype)
-    gathered[...] = slide(seen, windows)
+    taps, rows_of_taps = slide(seen, windows), (count, rows, width, kh, kw * c)
+    if windows.dilation[1] == 1:                                        # the pixels of a row of taps lie side by side
+        copy_pixels(taps.reshape(rows_of_taps), gathered.reshape(rows_of_taps))
+    else:
+        copy_pixels(taps, gathered)
     return gathered.reshape(-1, kh * kw * c)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import Finish, each, empty, image_blocks, scratch
+from minicnn.kernels.tiles import multiply, tiled
 from minicnn.kernels.windows import Pair, Tap, Windows
 
 BLOCK_BYTES = 1 << 20
@@ -24,15 +25,15 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     xp, k, in_size = array_module(image), filters.shape[3], image.shape[1:3]
     n, (p, q) = len(image), windows.out_size(in_size)
     y = empty(xp, (n, p, q, k), image.dtype)
-    taps = list(windows.taps(in_size, (p, q)))
+    taps = [(tap, tiled(filters[tap.at])) for tap in windows.taps(in_size, (p, q))]
 
     def one(images: slice) -> None:
         block = y[images]
         block[...] = 0 if bias is None else bias
-        for tap in taps:
+        for tap, tiles in taps:
             seen = image[images, *tap.pixels]
             product = scratch(xp, "tapwise product", (*seen.shape[:3], k), image.dtype)
-            xp.matmul(seen.reshape(-1, seen.shape[3]), filters[tap.at], out=product.reshape(-1, k))
+            multiply(seen.reshape(-1, seen.shape[3]), tiles, product.reshape(-1, k))
             block[:, *tap.outputs] += product
         if finish is not None:
             finish(block.reshape(-1, k), images.start * p * q)
@@ -45,17 +46,14 @@ def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windo
     """(N, P, Q, K), (kh, kw, C, K) -> (N, H, W, C)."""
     xp, (n, p, q, k), c = array_module(dy), dy.shape, filters.shape[2]
     dx = empty(xp, (n, *in_size, c), dy.dtype)
-    taps = list(windows.taps(in_size, (p, q)))
+    taps = [(tap, tiled(filters[tap.at].T)) for tap in windows.taps(in_size, (p, q))]
 
     def one(images: slice) -> None:
         block, taken = dx[images], dy[images].reshape(-1, k)
-        if windows.pointwise:
-            xp.matmul(taken, filters[0, 0].T, out=block.reshape(-1, c))
-            return
         block[...] = 0
-        for tap in taps:
+        for tap, tiles in taps:
             product = scratch(xp, "tapwise product", (len(taken), c), dy.dtype)
-            xp.matmul(taken, filters[tap.at].T, out=product)
+            multiply(taken, tiles, product)
             block[:, *tap.pixels] += product.reshape(-1, p, q, c)[:, *tap.outputs]
 
     each(xp, one, image_blocks(xp, n, p * q * c * dy.itemsize, BLOCK_BYTES))

@@ -45,7 +45,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import memory
-from minicnn.kernels.blocks import Finish, copy_padded, slices, total
+from minicnn.kernels.blocks import Finish, copy_padded, copy_pixels, slices, total
+from minicnn.kernels.elementwise import channelwise
+from minicnn.kernels.tiles import multiply, multiply_transposed, tiled
 from minicnn.kernels.windows import Pair, Windows
 from minicnn.threads import get_num_threads, parallel, workspace
 
@@ -100,31 +102,32 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
         """A^T M A, to where the block lies in the output."""
         images, rows = block.size
         down = workspace("winograd a", (4, 6, m[0].size), image.dtype)
-        np.matmul(inverse, m.reshape(6, -1), out=down.reshape(4, -1))
+        np.matmul(inverse, m.reshape(6, 6, -1).transpose(1, 0, 2), out=down.transpose(1, 0, 2))
         both = workspace("winograd b", (4, 4, images, rows, across, k), image.dtype)
         np.matmul(inverse, down, out=both.reshape(4, 4, -1))
         out = y[block.images, 4 * block.tiles.start:4 * block.tiles.stop]
         laid = out if whole else workspace("winograd a", (images, 4 * rows, 4 * across, k), image.dtype)
         placed = laid.reshape(images, rows, 4, across, 4, k)
-        if bias is None:
-            np.copyto(placed, both.transpose(2, 3, 0, 4, 1, 5))
-        else:
-            np.add(both.transpose(2, 3, 0, 4, 1, 5), bias, out=placed)
+        if bias is not None:
+            channelwise(np.add, both.reshape(-1, k), bias, both.reshape(-1, k))
+        copy_pixels(both.transpose(2, 3, 0, 4, 1, 5), placed)
         if not whole:                                                               # tiles that hang over the edge
-            out[...] = laid[:, :out.shape[1], :q]
+            copy_pixels(laid[:, :out.shape[1], :q], out)
         if finish is not None:
             finish(out.reshape(-1, k), (block.images.start * p + 4 * block.tiles.start) * q)
 
     def one(block: Block) -> None:
         v = _image_spectrum(image, padding, block, across)
-        place(block, np.matmul(v, spectrum, out=workspace("winograd c", (36, v.shape[1], k), image.dtype)))
+        m = workspace("winograd c", (36, v.shape[1], k), image.dtype)
+        multiply(v, spectrum, m)
+        place(block, m)
 
     if not _few_tiles(n, p, q, c, k):
         parallel(one, _blocks(n, p, q, _tiles_a_block(c, k)))
         return y
     v, parts = _all_spectra(lambda block: _image_spectrum(image, padding, block, across), (n, p, q), c, image.dtype)
     m = memory.empty((36, v.shape[1], k), image.dtype)
-    parallel(lambda f: np.matmul(v[f:f + 3], spectrum[f:f + 3], out=m[f:f + 3]), range(0, 36, 3))
+    parallel(lambda f: multiply(v[f:f + 3], spectrum[f:f + 3], m[f:f + 3]), range(0, 36, 3))
     parallel(lambda part: place(part[0], np.ascontiguousarray(m[:, part[1]])), parts)
     return y
 
@@ -146,7 +149,7 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
         v, _ = _all_spectra(lambda block: _image_spectrum(image, windows.padding, block, across), (n, p, q), c, dtype)
         w, _ = _all_spectra(lambda block: _output_spectrum(dy, block, across), (n, p, q), k, dtype)
         du = memory.empty((36, c, k), dtype)
-        parallel(lambda f: np.matmul(v[f:f + 3].transpose(0, 2, 1), w[f:f + 3], out=du[f:f + 3]), range(0, 36, 3))
+        parallel(lambda f: multiply_transposed(v[f:f + 3], w[f:f + 3], du[f:f + 3]), range(0, 36, 3))
         return _filter_gradient(du.reshape(6, 6, -1)).reshape(3, 3, c, k)
 
     def summed(blocks: Sequence[Block]) -> Array:
@@ -156,11 +159,10 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
             v = _image_spectrum(image, windows.padding, block, across).reshape(6, 6, -1, c)
             w = _output_spectrum(dy, block, across).reshape(6, 6, -1, k)
             for row in range(6):                        # six points at a time: what is added has not left the cache
-                seen = v[row].transpose(0, 2, 1)
-                if i == 0:
-                    np.matmul(seen, w[row], out=du[row])
-                else:
-                    du[row] += np.matmul(seen, w[row], out=workspace("winograd d", (6, c, k), dtype))
+                product = du[row] if i == 0 else workspace("winograd d", (6, c, k), dtype)
+                multiply_transposed(v[row], w[row], product)
+                if i > 0:
+                    du[row] += product
         return du
 
     du = total(np, summed, _blocks(n, p, q, _tiles_a_block(c, k)))
@@ -172,19 +174,20 @@ SPECTRUM_STEP = 1 << 13      # filters (C K of them) whose spectra are computed 
 
 
 def _filter_spectrum(filters: Array) -> Array:
-    """(3, 3, C, K) -> U = G g G^T, (36, C, K)."""
-    turn, (c, k) = G.astype(filters.dtype), filters.shape[2:]
-    flipped = filters.strides[3] > filters.strides[2]       # (K, C) in memory, as the input gradient has them: leave them so
-    taps = filters.transpose(0, 1, 3, 2) if flipped else filters
-    taps = np.ascontiguousarray(taps).reshape(3, 3, -1)
+    """(3, 3, C, K) -> U = G g G^T, (36, J, C, n): in the tiles that products like, cut before the numbers are four times as many."""
+    turn, cut = G.astype(filters.dtype), tiled(filters)
+    flipped = cut.strides[-1] > cut.strides[-2]         # large, and (K, C) in memory, as the input gradient has them: leave them so
+    cut = cut.swapaxes(-1, -2) if flipped else cut
+    taps = np.ascontiguousarray(cut).reshape(3, 3, -1)
     u = memory.empty((6, 6, taps.shape[2]), filters.dtype)
 
     def one(part: slice) -> None:
         down = turn @ taps[..., part].reshape(3, -1)
         np.matmul(turn, down.reshape(6, 3, -1), out=u[..., part])
 
-    parallel(one, list(slices(c * k, SPECTRUM_STEP)))
-    return u.reshape(36, k, c).transpose(0, 2, 1) if flipped else u.reshape(36, c, k)
+    parallel(one, list(slices(taps.shape[2], SPECTRUM_STEP)))
+    spectrum = u.reshape(36, *cut.shape[2:])
+    return spectrum.swapaxes(-1, -2) if flipped else spectrum
 
 
 def _filter_gradient(du: Array) -> Array:
@@ -216,15 +219,12 @@ def _image_spectrum(image: Array, padding: Pair, block: Block, across: int) -> A
         sixes = np.ndarray((images, len(inside), 6, w * c), dtype, seen, tops[inside[0]] * step[1],
                            (step[0], 4 * step[1], *step[1:]))
         np.matmul(turn, sixes, out=result[:, inside[0]:inside[-1] + 1])
-    for i in sorted({*range(rows)} - {*inside}):            # over the edge: pixels among zeros
-        six = workspace("winograd a", (images, 6, w * c), dtype)
+    for i in sorted({*range(rows)} - {*inside}):            # over the edge: what lies outside is 0
         first, behind = max(tops[i], 0), max(tops[i], 0, min(tops[i] + 6, h))
-        six[:, :first - tops[i]] = six[:, behind - tops[i]:] = 0
-        six[:, first - tops[i]:behind - tops[i]] = seen[:, first:behind]
-        np.matmul(turn, six, out=result[:, i])
+        np.matmul(turn[:, first - tops[i]:behind - tops[i]], seen[:, first:behind], out=result[:, i])
     apart = workspace("winograd a", (6, 6, images, rows, across, c), dtype)                    # (down, along, ...)
     step = down.strides
-    np.copyto(apart, np.ndarray(apart.shape, dtype, down, 0, (step[2], step[3], step[0], step[1], 4 * step[3], step[4])))
+    copy_pixels(np.ndarray(apart.shape, dtype, down, 0, (step[2], step[3], step[0], step[1], 4 * step[3], step[4])), apart)
     v = workspace("winograd b", (6, 6, images * rows * across * c), dtype)
     np.matmul(turn, apart.reshape(v.shape), out=v)
     return v.reshape(36, -1, c)
@@ -242,7 +242,7 @@ def _output_spectrum(dy: Array, block: Block, across: int) -> Array:
     down = workspace("winograd c", (images, rows, 6, across, 4, k), dtype)
     np.matmul(turn, whole.reshape(images, rows, 4, -1), out=down.reshape(images, rows, 6, -1))
     apart = workspace("winograd a", (6, 4, images, rows, across, k), dtype)
-    np.copyto(apart, down.transpose(2, 4, 0, 1, 3, 5))
+    copy_pixels(down.transpose(2, 4, 0, 1, 3, 5), apart)
     w = workspace("winograd c", (6, 6, images * rows * across * k), dtype)
     np.matmul(turn, apart.reshape(6, 4, -1), out=w)
     return w.reshape(36, -1, k)
@@ -275,7 +275,7 @@ def _all_spectra(spectrum: Callable[[Block], Array], outputs: tuple[int, int, in
 
 def _tiles_a_block(c: int, k: int) -> int:
     """Tiles that a block should have: so many that reading U (C x K) is paid back, so few that V (T x C) stays in the cache."""
-    return max(112, c * k // 1024)
+    return max(112, 12288 // max(c, k), c * k // 1024)
 
 
 def _blocks(n: int, p: int, q: int, tiles: int) -> list[Block]:
