@@ -89,6 +89,17 @@ def repeat(call: Call, clock: Clock, care: Care) -> list[float]:
     return [sum(clock(call) for _ in range(calls)) / calls for _ in range(care.repeats)]
 
 
+def in_turn(calls: Mapping[str, Call], clock: Clock, care: Care) -> dict[str, list[float]]:
+    """The same of several calls, one repetition of each in turn: a slow minute of the machine hits all alike."""
+    warm = {name: [clock(call) for _ in range(max(1, care.warm_up))] for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(care.repeats):
+        for name, call in calls.items():
+            many = max(1, min(1000, round(care.shortest / min(warm[name]))))
+            seconds[name].append(sum(clock(call) for _ in range(many)) / many)
+    return seconds
+
+
 def once(call: Call, clock: Clock) -> tuple[float, Any]:
     """Seconds of one call, and its result."""
     kept: list[Any] = []

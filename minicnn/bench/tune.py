@@ -6,16 +6,14 @@ for a single image and for a batch; an algorithm whose error is too large is nev
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minicnn.bench import cases, engine, laboratory, results, roofline, tables
+from minicnn.bench import cases, engine, kernels, laboratory, measure, results, tables, witness
 from minicnn.bench.cases import Case
-from minicnn.bench.measure import Care, Spread
+from minicnn.bench.measure import Call, Care
 from minicnn.bench.progress import Progress
-from minicnn.bench.results import Row
 from minicnn.bench.tables import Column
 from minicnn.kernels import algorithms
 from minicnn.threads import cores, num_threads
@@ -44,14 +42,14 @@ def run(*, repeats: int | None = None, threads: int | None = None, quick: bool =
         progress.say(tables.head(columns))
         for case in chosen:
             progress.begin(case.name)
-            medians = times(case, care)
-            if not medians:
+            seconds = times(case, care)
+            if not seconds:
                 progress.step(tables.line(columns, [case.kernel, case.shape, str(case.batch), *["-"] * len(names), "-"]))
                 continue
-            row = entry(case, medians)
+            row = entry(case, seconds)
             table[TABLE_NAMES[case.kernel]].append(row)
             progress.step(tables.line(columns, [case.kernel, case.shape, str(case.batch),
-                                                *(tables.milliseconds(medians.get(name)) for name in names), row["algorithm"]]))
+                                                *(tables.milliseconds(seconds.get(name)) for name in names), row["algorithm"]]))
         content = {"measured": results.environment(threads, ["cpu"]), "fastest": table}
     atomically(path, lambda temporary: _write(temporary, content))
     print(f"\nin {path}: {sum(map(len, table.values()))} convolutions")
@@ -66,18 +64,31 @@ def to_measure(quick: bool = False) -> list[Case]:
 
 
 def times(case: Case, care: Care) -> dict[str, float]:
-    """{algorithm: median seconds} of those that are right; none where the memory does not hold them."""
+    """{algorithm: seconds of its fastest repetition} of those that are right, timed in turn; none where they find no memory."""
     assert case.windows is not None
-    roof = roofline.Roof(1.0, 1.0)                          # not looked at here
-    rows: Sequence[Row] = [laboratory.measured(replace(case, algorithm=name), "cpu", roof, care)
-                           for name in engine.algorithms(case.windows, "cpu")]
-    return {row["algorithm"]: Spread.of(row["seconds"]).median for row in rows if row["seconds"]}
+    try:
+        arrays = kernels.arrays(case)
+        sample = witness.sample(case, arrays)
+        calls = {name: _by(name, kernels.KERNELS[case.kernel].start(replace(case, algorithm=name), arrays))
+                 for name in engine.algorithms(case.windows, "cpu")}
+        right = {name: call for name, call in calls.items() if witness.relative_error(call(), sample) <= laboratory.LARGEST_ERROR}
+        return {name: min(seconds) for name, seconds in measure.in_turn(right, measure.wall, care).items()}
+    except MemoryError:
+        return {}
 
 
-def entry(case: Case, medians: dict[str, float]) -> dict[str, Any]:
+def _by(name: str, call: Call) -> Call:
+    """The call, made inside the algorithm's context."""
+    def made() -> Any:
+        with engine.algorithm(name):
+            return call()
+    return made
+
+
+def entry(case: Case, seconds: dict[str, float]) -> dict[str, Any]:
     """A row of the table: the sizes that the engine looks for, and the fastest algorithm."""
     (c, _, _), (k, p, q) = case.in_shape, case.out_shape
-    return {"channels": c, "filters": k, "pixels": case.batch * p * q, "algorithm": min(medians, key=medians.__getitem__)}
+    return {"channels": c, "filters": k, "pixels": case.batch * p * q, "algorithm": min(seconds, key=seconds.__getitem__)}
 
 
 def _write(path: str, content: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from minicnn.backend import Array, array_module
 from minicnn.kernels import tapwise
 from minicnn.kernels.blocks import Finish, a_share, copy_padded, copy_pixels, each, empty, scratch, slices, total
+from minicnn.kernels.linear import product
 from minicnn.kernels.tiles import multiply, sum_of_products, tiled
 from minicnn.kernels.windows import Pair, Windows, channels_last, slide
 
@@ -82,18 +83,26 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     """(N, H, W, C), (kh, kw, C, K), (K,) -> (N, P, Q, K)."""
     xp, k = array_module(image), filters.shape[3]
     n, (p, q) = len(image), windows.out_size(image.shape[1:3])
-    matrix = tiled(filters.reshape(-1, k))
+    matrix = filters.reshape(-1, k)
     y = empty(xp, (n, p, q, k), image.dtype)
 
-    def one(block: Block) -> None:
-        out = y[block.images, block.rows].reshape(-1, k)                # a view: whole images, or whole rows of one
-        multiply(columns(image, windows, block, q), matrix, out)
+    def complete(out: Array, first: int) -> None:
         if bias is not None:
             out += bias
         if finish is not None:
-            finish(out, (block.images.start * p + block.rows.start) * q)
+            finish(out, first)
 
-    each(xp, one, cut(xp, n, (p, q), (matrix.shape[-2] + k) * image.itemsize, LEAST_ROWS))
+    if n * p * q <= LEAST_ROWS:                                         # too few to be cut: the columns of W are, in their place
+        complete(product(columns(image, windows, Block(slice(0, n), slice(0, p)), q), matrix, out=y.reshape(-1, k)), 0)
+        return y
+    tiles = tiled(matrix)
+
+    def one(block: Block) -> None:
+        out = y[block.images, block.rows].reshape(-1, k)                # a view: whole images, or whole rows of one
+        multiply(columns(image, windows, block, q), tiles, out)
+        complete(out, (block.images.start * p + block.rows.start) * q)
+
+    each(xp, one, cut(xp, n, (p, q), (len(matrix) + k) * image.itemsize, LEAST_ROWS))
     return y
 
 
@@ -107,10 +116,10 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
         dw = empty(xp, (length, k), image.dtype)
         for i, block in enumerate(blocks):
             seen, taken = columns(image, windows, block, q), dy[block.images, block.rows].reshape(-1, k)
-            product = dw if i == 0 else scratch(xp, "im2col product", dw.shape, dw.dtype)
-            sum_of_products(seen, taken, product)
+            part = dw if i == 0 else scratch(xp, "im2col product", dw.shape, dw.dtype)
+            sum_of_products(seen, taken, part)
             if i > 0:
-                dw += product
+                dw += part
         return dw
 
     blocks = cut(xp, n, (p, q), (length + k) * image.itemsize, LEAST_ROWS_OF_A_SUM)

@@ -13,12 +13,12 @@ from minicnn.kernels.blocks import each, empty, slices
 LEAST = 1 << 20             # multiplications; below, one thread is done sooner than two have begun
 
 
-def product(a: Array, b: Array) -> Array:
-    """a b: (m, k), (k, n) -> (m, n)."""
+def product(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a b: (m, k), (k, n) -> (m, n), written to `out` if it is given."""
     xp, (m, k), n = array_module(a, b), a.shape, b.shape[1]
     if xp is not np or m * k * n < LEAST:
-        return a @ b
-    y = empty(xp, (m, n), a.dtype)
+        return xp.matmul(a, b, out=out)
+    y = empty(xp, (m, n), a.dtype) if out is None else out
     if n >= m:
         each(xp, lambda part: np.matmul(a, b[:, part], out=y[:, part]), list(slices(n, _step(n))))
     else:

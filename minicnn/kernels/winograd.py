@@ -174,9 +174,9 @@ SPECTRUM_STEP = 1 << 13      # filters (C K of them) whose spectra are computed 
 
 
 def _filter_spectrum(filters: Array) -> Array:
-    """(3, 3, C, K) -> U = G g G^T, (36, J, C, n): in the tiles that products like, cut before the numbers are four times as many."""
+    """(3, 3, C, K) -> U = G g G^T, (36, J, C, n): in tiles, cut before the numbers are four times as many."""
     turn, cut = G.astype(filters.dtype), tiled(filters)
-    flipped = cut.strides[-1] > cut.strides[-2]         # large, and (K, C) in memory, as the input gradient has them: leave them so
+    flipped = cut.strides[-1] > cut.strides[-2]         # not cut, and (K, C) in memory, as the input gradient has them: leave them
     cut = cut.swapaxes(-1, -2) if flipped else cut
     taps = np.ascontiguousarray(cut).reshape(3, 3, -1)
     u = memory.empty((6, 6, taps.shape[2]), filters.dtype)
@@ -279,12 +279,13 @@ def _tiles_a_block(c: int, k: int) -> int:
 
 
 def _blocks(n: int, p: int, q: int, tiles: int) -> list[Block]:
-    """Cut the outputs into blocks of about so many tiles; a multiple of the threads, where images alone are cut."""
+    """Cut the outputs into blocks of about so many tiles, and into one a thread at least: runs of images, or of the rows of one."""
     down, across = -(-p // 4), -(-q // 4)
-    if down * across > tiles:
-        step = -(-down // round(down / max(1, tiles // across)))
-        return [Block(slice(i, i + 1), slice(start, min(start + step, down))) for i in range(n) for start in range(0, down, step)]
     threads = get_num_threads() if n * down * across >= 32 else 1           # few tiles are done before another thread is awake
+    tiles = min(tiles, -(-n * down * across // threads))
+    if down * across > tiles:
+        step = -(-down // max(1, round(down * across / tiles)))
+        return [Block(slice(i, i + 1), slice(start, min(start + step, down))) for i in range(n) for start in range(0, down, step)]
     count = min(n, -(-n * down * across // (tiles * threads)) * threads)
     ends = [n * i // count for i in range(count + 1)]
     return [Block(slice(i, j), slice(0, down)) for i, j in zip(ends, ends[1:], strict=False)]
