@@ -298,6 +298,16 @@ def check_alike(model, train):
     assert relative_error(model(x, train=train), expected) < 1e-12
 
 
+def test_dropout_draws_in_the_same_order_in_a_block_with_frozen_statistics():
+    model = Sequential([Residual([Dropout(0.5), Conv2d(3, padding=1), BatchNorm2d()], [Dropout(0.5)]), ReLU()], in_shape=(3, 6, 6))
+    model.freeze(statistics=True)
+    x = np.random.default_rng(0).standard_normal((4, 3, 6, 6), dtype=np.float32)
+    with layers.fusion(False):
+        apart = model(x, train=True, rng=np.random.default_rng(1))
+    together = model(x, train=True, rng=np.random.default_rng(1))
+    np.testing.assert_allclose(together.data, apart.data, rtol=1e-5, atol=1e-5)
+
+
 # ---------------------------------------------------------------- messages and states
 def message(run):
     with pytest.raises(ValueError) as error:
@@ -321,6 +331,15 @@ def test_an_error_says_the_path_of_the_layer_whether_fused_or_not(name, train):
     assert found.startswith(f"{name} (Conv2d): conv2d") and "+" not in found.partition(" ")[0]
     with layers.fusion(False):
         assert message(lambda: model(x, train=train)).startswith(f"{name} (Conv2d): conv2d: ")
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_an_error_says_the_whole_name_of_a_layer_whose_name_has_a_plus(train):
+    model = Sequential([Conv2d(4, padding=1).named("a+b"), BatchNorm2d().named("c+d"), ReLU(), layers.Flatten().named("e+f"),
+                        layers.Linear(2).named("g+h")], in_shape=(3, 4, 4))
+    assert message(lambda: model(np.zeros((2, 4, 4, 4), np.float32), train=train)).startswith("a+b (Conv2d): ")
+    model.layers[4].weight.data = np.zeros((2, 5), np.float32)
+    assert message(lambda: model(np.zeros((2, 3, 4, 4), np.float32), train=train)).startswith("g+h (Linear): ")
 
 
 def test_states_summaries_and_paths_know_nothing_of_it():

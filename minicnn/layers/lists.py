@@ -35,20 +35,28 @@ def fused(layers: Iterable[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
     """
     joined: list[tuple[str, Layer]] = []
     for name, layer in layers:
-        both = joined[-1][1].join(layer) if joined else None
-        if both is None:
+        before, last = joined[-1] if joined else ("", None)
+        both = None if last is None else last.join(layer)
+        if last is None or both is None:
             joined.append((name, layer))
         else:
-            joined[-1] = (f"{joined[-1][0]}+{name}", both)
+            if isinstance(both, Fused):
+                both.first_name = _first(before, last)[0]
+            joined[-1] = (f"{before}+{name}", both)
     return joined
 
 
 def run(layers: Iterable[tuple[str, Layer]], x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
     """x through one layer after the other; an error names the layer."""
     for name, layer in layers:
-        with inside(name.partition("+")[0], layer.first if isinstance(layer, Fused) else layer):
+        with inside(*_first(name, layer)):
             x = layer(x, train, rng)
     return x
+
+
+def _first(name: str, layer: Layer) -> tuple[str, Layer]:
+    """What an error names: the layer, or the first of those that run as one."""
+    return (layer.first_name, layer.first) if isinstance(layer, Fused) else (name, layer)
 
 
 class Sequential(Layer):
@@ -155,12 +163,12 @@ class FusedResidual(Fused):
         if not (isinstance(last, FusedConv2d) and last.norm is not None and not last.norm.learns(train) and not last.rectified):
             return ops.add_relu(*self.residual.branches(x, train, rng))
         (body_name, body), (shortcut_name, shortcut) = self.residual.children()
+        with inside(body_name, body):
+            before = run(steps[:-1], x, train, rng)         # first, as unfused: dropout draws in this order
         with inside(shortcut_name, shortcut):
             residual = shortcut(x, train, rng)
-        with inside(body_name, body):
-            x = run(steps[:-1], x, train, rng)
-            with inside(steps[-1][0].partition("+")[0], last.first):
-                return last.at_inference(x, residual, rectified=True)
+        with inside(body_name, body), inside(*_first(*steps[-1])):
+            return last.at_inference(before, residual, rectified=True)
 
 
 def _as_layer(value: Any, where: int | str) -> Layer:

@@ -224,6 +224,7 @@ class Fused(Layer):
     """Layers that run as one; it owns nothing and reads the parameters of its parts. Errors name the first of them."""
 
     first: Layer
+    first_name: str
 
     def spans(self, first: Layer, last: Layer) -> None:
         """It reads what the first reads and gives what the last gives."""
