@@ -15,7 +15,7 @@ import numpy as np
 
 import minicnn as mc
 from minicnn import memory
-from minicnn.kernels import blocks, direct, im2col, winograd
+from minicnn.kernels import blocks, direct, im2col, tiles, winograd
 from minicnn.kernels.windows import Windows
 
 WINDOWS = Windows.of(3, stride=1, padding=1)
@@ -39,7 +39,7 @@ def whole_batch(images, filters):
     return np.ascontiguousarray(y.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)              # and back to channels first
 
 
-# ---- 3 to 6: the engine's kernels, with what makes them fast taken away again
+# ---- 3 to 7: the engine's kernels, with what makes them fast taken away again
 def by_blocks(images, filters):
     return im2col.convolve(images, filters, None, WINDOWS)
 
@@ -59,6 +59,11 @@ def fresh_memory():
         changed.enter_context(mock.patch.object(winograd, "workspace", fresh))
         changed.enter_context(mock.patch.object(memory, "empty", np.empty))
         yield
+
+
+def whole_products():
+    """Every product handed to the BLAS in one piece."""
+    return mock.patch.object(tiles, "FEWEST_ROWS", float("inf"))
 
 
 @contextmanager
@@ -88,8 +93,10 @@ def steps(cores):
         ("in blocks that fit the cache, channels last; one thread", with_(by_blocks, lambda: threads(1), fresh_memory)),
         ("and workspaces used again", with_(by_blocks, lambda: threads(1))),
         (f"and {cores} threads", with_(by_blocks, lambda: threads(cores))),
-        (f"Winograd in place of im2col, {cores} threads, fresh memory", with_(by_winograd, lambda: threads(cores), fresh_memory)),
-        ("and workspaces used again", with_(by_winograd, lambda: threads(cores))),
+        (f"Winograd in place of im2col, {cores} threads, fresh memory",
+         with_(by_winograd, lambda: threads(cores), fresh_memory, whole_products)),
+        ("and workspaces used again", with_(by_winograd, lambda: threads(cores), whole_products)),
+        ("and products in tiles that the BLAS does not repack", with_(by_winograd, lambda: threads(cores))),
     ]
 
 
