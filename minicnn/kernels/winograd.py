@@ -152,17 +152,19 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
         parallel(lambda f: multiply_transposed(v[f:f + 3], w[f:f + 3], du[f:f + 3]), range(0, 36, 3))
         return _filter_gradient(du.reshape(6, 6, -1)).reshape(3, 3, c, k)
 
+    together = list(slices(36, max(6, SUM // (c * k))))         # so many points that what is added has not left the cache
+
     def summed(blocks: Sequence[Block]) -> Array:
         """dU, the sum over some blocks: (36, C, K)."""
-        du = memory.empty((6, 6, c, k), dtype)
+        du = memory.empty((36, c, k), dtype)
         for i, block in enumerate(blocks):
-            v = _image_spectrum(image, windows.padding, block, across).reshape(6, 6, -1, c)
-            w = _output_spectrum(dy, block, across).reshape(6, 6, -1, k)
-            for row in range(6):                        # six points at a time: what is added has not left the cache
-                product = du[row] if i == 0 else workspace("winograd d", (6, c, k), dtype)
-                multiply_transposed(v[row], w[row], product)
+            v = _image_spectrum(image, windows.padding, block, across)
+            w = _output_spectrum(dy, block, across)
+            for points in together:
+                product = du[points] if i == 0 else workspace("winograd d", du[points].shape, dtype)
+                multiply_transposed(v[points], w[points], product)
                 if i > 0:
-                    du[row] += product
+                    du[points] += product
         return du
 
     du = total(np, summed, _blocks(n, p, q, _tiles_a_block(c, k)))
@@ -170,6 +172,7 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
 
 
 # ---------------------------------------------------------------- the spectra: values at the 36 points
+SUM = 1 << 16               # numbers of dU that are added to at a time
 SPECTRUM_STEP = 1 << 13      # filters (C K of them) whose spectra are computed at a time
 
 
