@@ -65,6 +65,11 @@ def no_grad() -> AbstractContextManager[None]:
     return _record(False)
 
 
+def is_recording() -> bool:
+    """Whether what is computed now can be differentiated: not inside `no_grad`."""
+    return _recording.get()
+
+
 class Node:
     """A recorded call: the nodes it came from, and what its backwards name. A leaf has no op and may hold a gradient."""
 

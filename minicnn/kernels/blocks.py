@@ -15,7 +15,8 @@ import numpy as np
 from minicnn import memory, threads
 from minicnn.backend import Array
 
-WORTH_SHARING = 1 << 16     # elements: what a thread does to so many takes as long as waking another one
+WORTH_SHARING = 1 << 21     # numbers read and written: with fewer, one thread is done before two would be
+PER_NUMBER = 8              # multiplications of a matrix product that take as long as reading and writing one number
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,19 +28,30 @@ Finish = Callable[[Array, int], object]
 ELEMENTS = 1 << 18          # of a block that is only passed over: the larger, the less often two threads wait for Python's lock
 
 
-def each(xp: ModuleType, task: Callable[[T], object], items: Sequence[T]) -> None:
-    """task(item) for every item, in any order."""
-    if xp is np:
-        threads.parallel(task, items)
-    else:
+def each(xp: ModuleType, task: Callable[[T], object], items: Sequence[T], work: int = WORTH_SHARING) -> None:
+    """task(item) for every item, in any order.
+
+    work: numbers read and written in all. Another thread has to be woken, and after each of its calls of NumPy's may wait for
+    Python's lock; so little work stays on the caller's.
+    """
+    def all_of(items: Sequence[T]) -> None:
         for item in items:
             task(item)
 
+    if xp is not np:
+        all_of(items)
+    elif work < WORTH_SHARING:
+        threads.parallel(all_of, [items])
+    else:
+        threads.parallel(task, items)
 
-def total(xp: ModuleType, task: Callable[[Sequence[T]], R], items: Sequence[T]) -> R:
+
+def total(xp: ModuleType, task: Callable[[Sequence[T]], R], items: Sequence[T], work: int = WORTH_SHARING) -> R:
     """The sum of task(run) over runs of neighbouring items; the same runs, and so the same bits, for the same number of threads."""
     if xp is not np:
         return task(items)
+    if work < WORTH_SHARING:
+        return threads.in_shares(lambda alone: task(alone[0]), [items])[0]
     first, *others = threads.in_shares(task, items)
     for other in others:
         first += other      # type: ignore[operator]
@@ -62,20 +74,20 @@ def slices(count: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def image_blocks(xp: ModuleType, n: int, image_bytes: int, block_bytes: int) -> list[slice]:
+def image_blocks(xp: ModuleType, n: int, image_bytes: int, block_bytes: int, work: int) -> list[slice]:
     """Cut n images into runs of about block_bytes, and into one a thread at least."""
-    return list(slices(n, min(block_bytes // max(1, image_bytes), a_share(n, n * image_bytes // 4)) if xp is np else n))
+    return list(slices(n, min(block_bytes // max(1, image_bytes), a_share(n, work)) if xp is np else n))
 
 
-def a_share(count: int, elements: int) -> int:
-    """How many of `count` things a thread gets; all of them where their elements are so few that one thread is done sooner."""
-    return count if elements < WORTH_SHARING else -(-count // threads.get_num_threads())
+def a_share(count: int, work: int) -> int:
+    """How many of `count` things a thread gets; all of them where one thread is done sooner, see `each`."""
+    return count if work < WORTH_SHARING else -(-count // threads.get_num_threads())
 
 
 def row_blocks(rows: Array, elements: int = ELEMENTS) -> list[slice]:
     """Cut (m, C) into runs of rows of about so many elements, or fewer where that leaves a thread without."""
     m, c = rows.shape
-    return list(slices(m, min(elements // max(1, c), a_share(m, rows.size)) if isinstance(rows, np.ndarray) else m))
+    return list(slices(m, min(elements // max(1, c), a_share(m, 3 * rows.size)) if isinstance(rows, np.ndarray) else m))
 
 
 def copy_padded(images: Array, out: Array, top: int, left: int) -> None:
@@ -87,7 +99,7 @@ def copy_padded(images: Array, out: Array, top: int, left: int) -> None:
     out[:, i1:] = 0
     out[:, i0:i1, :j0] = 0
     out[:, i0:i1, j1:] = 0
-    copy_pixels(images[:, top + i0:top + i1, left + j0:left + j1], out[:, i0:i1, j0:j1])
+    out[:, i0:i1, j0:j1] = images[:, top + i0:top + i1, left + j0:left + j1]
 
 
 def copy_pixels(source: Array, out: Array) -> None:

@@ -74,7 +74,8 @@ def blockwise(task: Callable[..., object], *arrays: Array) -> Array:
     flat = [xp.ascontiguousarray(array.transpose(order)).reshape(-1) for array in arrays]
     laid = out.reshape(-1)
     step = ELEMENTS if xp is np else max(1, laid.size)
-    each(xp, lambda part: task(laid[part], *(array[part] for array in flat)), list(slices(laid.size, step)))
+    work = laid.size * (1 + len(arrays))
+    each(xp, lambda part: task(laid[part], *(array[part] for array in flat)), list(slices(laid.size, step)), work)
     return out.transpose(sorted(range(first.ndim), key=order.__getitem__))
 
 
@@ -89,7 +90,8 @@ def in_place(task: Callable[..., object], *arrays: Array) -> None:
         task(*arrays)
         return
     flat = [array.reshape(-1) for array in turned]
-    each(xp, lambda part: task(*(array[part] for array in flat)), list(slices(math.prod(arrays[0].shape), ELEMENTS)))
+    size = math.prod(arrays[0].shape)
+    each(xp, lambda part: task(*(array[part] for array in flat)), list(slices(size, ELEMENTS)), size * (1 + len(arrays)))
 
 
 def _order(array: Array) -> list[Any]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels import tapwise
-from minicnn.kernels.blocks import Finish, a_share, copy_padded, copy_pixels, each, empty, scratch, slices, total
+from minicnn.kernels.blocks import PER_NUMBER, Finish, a_share, copy_padded, copy_pixels, each, empty, scratch, slices, total
 from minicnn.kernels.linear import product
 from minicnn.kernels.tiles import multiply, sum_of_products, tiled
 from minicnn.kernels.windows import Pair, Windows, channels_last, slide
@@ -102,7 +102,7 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
         multiply(columns(image, windows, block, q), tiles, out)
         complete(out, (block.images.start * p + block.rows.start) * q)
 
-    each(xp, one, cut(xp, n, (p, q), (len(matrix) + k) * image.itemsize, LEAST_ROWS))
+    each(xp, one, cut(xp, n, (p, q), (len(matrix) + k) * image.itemsize, LEAST_ROWS, len(matrix) * k))
     return y
 
 
@@ -122,7 +122,7 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
                 dw += part
         return dw
 
-    blocks = cut(xp, n, (p, q), (length + k) * image.itemsize, LEAST_ROWS_OF_A_SUM)
+    blocks = cut(xp, n, (p, q), (length + k) * image.itemsize, LEAST_ROWS_OF_A_SUM, length * k)
     return total(xp, summed, blocks).reshape(shape) if blocks else xp.zeros(shape, image.dtype)
 
 
@@ -151,12 +151,12 @@ class Block(NamedTuple):
     rows: slice
 
 
-def cut(xp: Any, n: int, out_size: Pair, row_bytes: int, least: int) -> list[Block]:
-    """Cut the outputs into blocks of COLUMN_BYTES, row_bytes a pixel (its window and its outputs), but of `least` or more."""
+def cut(xp: Any, n: int, out_size: Pair, row_bytes: int, least: int, products: int) -> list[Block]:
+    """Cut the outputs into blocks of COLUMN_BYTES, but of `least` or more; a pixel has row_bytes and takes so many products."""
     p, q = out_size
     pixels = LIBRARY_BYTES // row_bytes
     if xp is np:                                                        # and no thread shall be left without
-        pixels = min(max(least, COLUMN_BYTES // row_bytes), a_share(n * p * q, n * p * q * row_bytes // 4))
+        pixels = min(max(least, COLUMN_BYTES // row_bytes), a_share(n * p * q, n * p * q * products // PER_NUMBER))
     images = max(1, pixels // (p * q))
     return [Block(some, rows) for some in slices(n, images) for rows in slices(p, max(1, pixels // q) if images == 1 else p)]
 

@@ -1,7 +1,7 @@
 """Batch normalisation over plain arrays: what each channel's numbers have in common, and the passes that use it.
 
-All work on rows (N H W, C), block by block. Sums over a channel are products with a row of ones: a matrix product adds in blocks,
-which is both faster than NumPy's sum over leading axes and closer to the true sum in float32.
+All work on rows (N H W, C), block by block. Sums over a channel are taken by einsum, which multiplies and adds in one pass over
+long rows: NumPy's sum over a leading axis takes longer, and so does a product with a row of ones on more than one thread.
 
 Where the result is rectified, y = max(y, 0) and every dy below counts only where y > 0; that costs no pass of its own.
 """
@@ -34,7 +34,7 @@ def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool 
         if rectified:
             rectify(out, out)
 
-    each(xp, one, row_blocks(rows))
+    each(xp, one, row_blocks(rows), 3 * rows.size)
     return _image(y, x), mean, var
 
 
@@ -51,25 +51,28 @@ def moments(rows: Array) -> tuple[Array, Array]:
         found = xp.zeros((2, rows.shape[1]), rows.dtype)
         for part in parts:
             found[0] += channel_sum(rows[part])
-            found[1] += channel_sum(xp.square(rows[part], out=scratch(xp, "normalize x", rows[part].shape, rows.dtype)))
+            found[1] += channel_sum(rows[part], rows[part])
         return found
 
     def deviations(parts: Sequence[slice]) -> Array:
-        """sum (x - mean)^2 over some blocks: (C,)"""
-        found = xp.zeros(rows.shape[1], rows.dtype)
+        """sum (x - mean) and sum (x - mean)^2 over some blocks: (2, C)"""
+        found = xp.zeros((2, rows.shape[1]), rows.dtype)
         for part in parts:
             centred = channelwise(xp.subtract, rows[part], mean, scratch(xp, "normalize x", rows[part].shape, rows.dtype))
-            found += channel_sum(xp.square(centred, out=centred))
+            found[0] += channel_sum(centred)
+            found[1] += channel_sum(centred, centred)
         return found
 
-    mean, square = total(xp, sums, blocks) / len(rows)
+    mean, square = total(xp, sums, blocks, 2 * rows.size) / len(rows)
     var = square - mean * mean
     if xp is not np or bool((var <= SHARE_OF_SQUARE * square).any()):       # to ask a GPU would be to wait for it
-        var = total(xp, deviations, blocks) / len(rows)
+        off, square = total(xp, deviations, blocks, 2 * rows.size) / len(rows)
+        mean, var = mean + off, square - off * off                          # off: by how much the mean was rounded
     return mean, var
 
 
 SHARE_OF_SQUARE = 0.1       # below it, the variance has lost a digit or more to the mean
+LONG_ROW = 512              # numbers: in shorter rows NumPy's loop hardly gets going
 
 
 def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, eps: float, want_dx: bool,
@@ -94,10 +97,10 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
             arriving = dy_rows[part] if y_rows is None else xp.multiply(dy_rows[part], y_rows[part] > 0, out=dx[part])  # type: ignore[index]
             centred = channelwise(xp.subtract, x_rows[part], mean, scratch(xp, "normalize x", x_rows[part].shape, x_rows.dtype))
             found[0] += channel_sum(arriving)
-            found[1] += channel_sum(xp.multiply(centred, arriving, out=centred))
+            found[1] += channel_sum(arriving, centred)
         return found
 
-    dbias, along = total(xp, sums, blocks)
+    dbias, along = total(xp, sums, blocks, 4 * x_rows.size)
     dweight = along * inv_std
     if not want_dx:
         return None, dweight, dbias
@@ -111,14 +114,22 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
         out += channelwise(xp.multiply, x_rows[part], slope, scratch(xp, "normalize x", out.shape, out.dtype))
         channelwise(xp.add, out, rest, out)
 
-    each(xp, one, blocks)
+    each(xp, one, blocks, 4 * x_rows.size)
     return _image(dx, x), dweight, dbias
 
 
-def channel_sum(rows: Array) -> Array:
-    """(m, C) -> (C,)"""
-    xp = array_module(rows)
-    return (xp.ones((1, len(rows)), rows.dtype) @ rows)[0]
+def channel_sum(rows: Array, times: Array | None = None) -> Array:
+    """(m, C) -> (C,): the sum of all rows, or of rows * times.
+
+    Few channels: several rows are added as one long row, and its parts in the end.
+    """
+    xp, (m, c) = array_module(rows), rows.shape
+    several = max(1, LONG_ROW // c)
+    if m % several or not rows.flags.c_contiguous or not (times is None or times.flags.c_contiguous):
+        several = 1
+    factors = [factor.reshape(-1, several * c) for factor in (rows, times) if factor is not None]
+    long = xp.einsum(("ij,ij->j" if times is not None else "ij->j"), *factors)
+    return long.reshape(several, c).sum(axis=0) if several > 1 else long
 
 
 def _rows(x: Array) -> Array:

@@ -42,7 +42,7 @@ def max_pool2d(x: Array, windows: Windows) -> Array:
                 here = best[..., *outputs, :]
                 xp.maximum(here, image[i, *seen], out=here)
 
-    each(xp, one, _rows_of_images(xp, n, p, q * c))
+    each(xp, one, _rows_of_images(xp, n, p, q * c), 2 * len(taps) * y.size)
     return channels_first(y)
 
 
@@ -78,7 +78,7 @@ def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:
                 else:
                     dx[i, *seen] += xp.multiply(given, won, out=scratch(xp, "pooling taken", given.shape, dy.dtype))
 
-    each(xp, one, range(n) if xp is np else [slice(0, n)])
+    each(xp, one, range(n) if xp is np else [slice(0, n)], 6 * len(taps) * dy.size)
     return channels_first(dx)
 
 

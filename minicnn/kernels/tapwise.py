@@ -13,7 +13,7 @@ Its mirror image, the gradient in x, is what col2im amounts to when every tap is
 from __future__ import annotations
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.blocks import Finish, each, empty, image_blocks, scratch
+from minicnn.kernels.blocks import PER_NUMBER, Finish, each, empty, image_blocks, scratch
 from minicnn.kernels.tiles import multiply, tiled
 from minicnn.kernels.windows import Pair, Tap, Windows
 
@@ -38,7 +38,7 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
         if finish is not None:
             finish(block.reshape(-1, k), images.start * p * q)
 
-    each(xp, one, image_blocks(xp, n, p * q * k * image.itemsize, BLOCK_BYTES))
+    each(xp, one, image_blocks(xp, n, p * q * k * image.itemsize, BLOCK_BYTES, n * p * q * filters.size // PER_NUMBER))
     return y
 
 
@@ -56,7 +56,7 @@ def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windo
             multiply(taken, tiles, product)
             block[:, *tap.pixels] += product.reshape(-1, p, q, c)[:, *tap.outputs]
 
-    each(xp, one, image_blocks(xp, n, p * q * c * dy.itemsize, BLOCK_BYTES))
+    each(xp, one, image_blocks(xp, n, p * q * c * dy.itemsize, BLOCK_BYTES, n * p * q * filters.size // PER_NUMBER))
     return dx
 
 
@@ -68,5 +68,5 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     def one(tap: Tap) -> None:
         xp.matmul(image[:, *tap.pixels].reshape(-1, c).T, dy[:, *tap.outputs].reshape(-1, k), out=dw[tap.at])
 
-    each(xp, one, list(windows.taps(image.shape[1:3], dy.shape[1:3])))
+    each(xp, one, list(windows.taps(image.shape[1:3], dy.shape[1:3])), dy.size * dw.size // (k * PER_NUMBER))
     return dw

@@ -113,16 +113,18 @@ class Windows:
 
 def slide(image: Array, windows: Windows) -> Array:
     """(N, H, W, C), padded already -> (N, P, Q, kh, kw, C): every window, as a view; a copy of it is im2col."""
-    xp = array_module(image)
-    (rh, rw), (sh, sw), (dh, dw) = windows.reach, windows.stride, windows.dilation
-    every = xp.lib.stride_tricks.sliding_window_view(image, (rh, rw), (1, 2))       # (N, H', W', C, rh, rw)
-    return every[:, ::sh, ::sw, :, ::dh, ::dw].transpose(0, 1, 2, 4, 5, 3)
+    (rh, rw), (sh, sw), (dh, dw), (kh, kw) = windows.reach, windows.stride, windows.dilation, windows.kernel_size
+    n, h, w, c = image.shape
+    per_image, down, along, per_channel = image.strides
+    return array_module(image).lib.stride_tricks.as_strided(
+        image, (n, (h - rh) // sh + 1, (w - rw) // sw + 1, kh, kw, c),
+        (per_image, sh * down, sw * along, dh * down, dw * along, per_channel))
 
 
 def channels_last(x: Array) -> Array:
     """(N, C, H, W) -> (N, H, W, C), contiguous: a view where the memory lies so already, which is how kernels leave it."""
     image = x.transpose(0, 2, 3, 1)
-    if not isinstance(x, np.ndarray) or image.flags.c_contiguous or x.size < WORTH_SHARING:
+    if not isinstance(x, np.ndarray) or image.flags.c_contiguous or 8 * x.size < WORTH_SHARING:
         return array_module(x).ascontiguousarray(image)
     laid = empty(np, image.shape, x.dtype)
     each(np, lambda i: np.copyto(laid[i], image[i]), range(len(x)))

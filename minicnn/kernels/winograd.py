@@ -45,7 +45,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import memory
-from minicnn.kernels.blocks import Finish, copy_padded, copy_pixels, slices, total
+from minicnn.kernels.blocks import PER_NUMBER, WORTH_SHARING, Finish, copy_padded, copy_pixels, slices, total
 from minicnn.kernels.elementwise import channelwise
 from minicnn.kernels.tiles import multiply, multiply_transposed, tiled
 from minicnn.kernels.windows import Pair, Windows
@@ -123,7 +123,7 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
         place(block, m)
 
     if not _few_tiles(n, p, q, c, k):
-        parallel(one, _blocks(n, p, q, _tiles_a_block(c, k)))
+        parallel(one, _blocks(n, p, q, c, k))
         return y
     v, parts = _all_spectra(lambda block: _image_spectrum(image, padding, block, across), (n, p, q), c, image.dtype)
     m = memory.empty((36, v.shape[1], k), image.dtype)
@@ -167,13 +167,13 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
                     du[points] += product
         return du
 
-    du = total(np, summed, _blocks(n, p, q, _tiles_a_block(c, k)))
+    du = total(np, summed, _blocks(n, p, q, c, k))
     return _filter_gradient(du.reshape(6, 6, -1)).reshape(3, 3, c, k)
 
 
 # ---------------------------------------------------------------- the spectra: values at the 36 points
 SUM = 1 << 16               # numbers of dU that are added to at a time
-SPECTRUM_STEP = 1 << 13      # filters (C K of them) whose spectra are computed at a time
+SPECTRUM_STEP = 1 << 14      # filters (C K of them) whose spectra are computed at a time
 
 
 def _filter_spectrum(filters: Array) -> Array:
@@ -281,11 +281,11 @@ def _tiles_a_block(c: int, k: int) -> int:
     return max(112, 12288 // max(c, k), c * k // 1024)
 
 
-def _blocks(n: int, p: int, q: int, tiles: int) -> list[Block]:
-    """Cut the outputs into blocks of about so many tiles, and into one a thread at least: runs of images, or of the rows of one."""
+def _blocks(n: int, p: int, q: int, c: int, k: int) -> list[Block]:
+    """Cut the outputs into blocks of tiles, and into one a thread at least: runs of images, or of the rows of one."""
     down, across = -(-p // 4), -(-q // 4)
-    threads = get_num_threads() if n * down * across >= 32 else 1           # few tiles are done before another thread is awake
-    tiles = min(tiles, -(-n * down * across // threads))
+    threads = get_num_threads() if 36 * n * down * across * c * k >= WORTH_SHARING * PER_NUMBER else 1
+    tiles = min(_tiles_a_block(c, k), -(-n * down * across // threads))
     if down * across > tiles:
         step = -(-down // max(1, round(down * across / tiles)))
         return [Block(slice(i, i + 1), slice(start, min(start + step, down))) for i in range(n) for start in range(0, down, step)]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minicnn import initialization, ops
-from minicnn.autograd import Tensor
+from minicnn.autograd import Tensor, is_recording
 from minicnn.backend import Array
 from minicnn.initialization import Initializer
 from minicnn.kernels.conv import filters_first, filters_last
@@ -260,10 +260,10 @@ class FusedConv2d(Fused):
         """The same by the running statistics, with a residual that is added before the ReLU."""
         conv, norm = self.conv, self.norm
         assert norm is not None and norm.weight is not None and norm.bias is not None
-        scale = norm.weight * (norm.running_var + norm.eps) ** -0.5
+        weight, bias = (p if is_recording() else p.data for p in (norm.weight, norm.bias))     # arrays, where that will do
+        scale = weight * (norm.running_var + norm.eps) ** -0.5
         mean = norm.running_mean.copy() if conv.bias is None else norm.running_mean - conv.bias
-        return ops.conv2d_affine(x, conv.weight, scale, norm.bias - scale * mean, residual, rectified=rectified,
-                                 **conv.settings)
+        return ops.conv2d_affine(x, conv.weight, scale, bias - scale * mean, residual, rectified=rectified, **conv.settings)
 
 
 class FusedBatchNorm2d(Fused):
