@@ -127,10 +127,15 @@ MODELS = {"vgg16": (16, 8), "vgg16_bn": (16, 8), "resnet18": (16, 16), "resnet50
 _SMALL = ("resnet20",)          # made for images of 32 x 32
 
 
-def model(name: str, quick: bool = False, batch: int | None = None) -> list[Case]:
-    """Inference and training step, each at the model's own batch size or at the one given."""
-    side = 32 if quick or name in _SMALL else 224
+def side_of(name: str, quick: bool = False) -> int:
+    """Pixels a side of the images that a model is compared at."""
+    return 32 if quick or name in _SMALL else 224
+
+
+def model(name: str, quick: bool = False, batch: int | None = None, side: int | None = None) -> list[Case]:
+    """Inference and training step, each at the model's own batch size and image size or at those given."""
+    side = side or side_of(name, quick)
     options: dict[str, Any] = {"hidden": 64, "pool": 1} if quick and name.startswith("vgg") else {}     # its bulk otherwise
-    sizes = (2, 2) if quick else (batch, batch) if batch else MODELS[name]
+    sizes = (batch, batch) if batch else (2, 2) if quick else MODELS[name]
     return [Case(name, "model", size, {"x": (3, side, side), "labels": ()}, options=options, tasks=(task,))
             for size, task in zip(sizes, ("inference", "training step"), strict=True)]

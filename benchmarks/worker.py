@@ -10,7 +10,7 @@ reads requests from standard input, one JSON object a line, and answers each by 
     {"do": "repeat", "task": "forward"}        -> {"seconds": ...}    one repetition, in seconds a call
     {"do": "rest"}                             -> {}                  when its threads have stopped spinning
     {"do": "memory", "case": {...}}            -> {"bytes": ...}      peak of this process; ask a fresh one, once
-    anything that fails                        -> {"error": "..."}
+    anything that fails                        -> {"error": "..."}, with "memory": true where there was not enough of it
 
 ENGINE is a module here with a class `Engine(threads, variant)`, which has `versions() -> {name: version}` and
 `tasks(case) -> {name: Task}`. A new rival, or another backend, is one such file and one line in run.py.
@@ -21,6 +21,9 @@ import importlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from cases import Case
@@ -74,6 +77,26 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024            # macOS counts bytes, Linux kibibytes
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """A MemoryError, or what PyTorch raises in its place: a RuntimeError that says so."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def first_to_go() -> Iterator[None]:
+    """Should memory run out in the block, Linux ends this process, which asks for more, not a large one that waits its turn."""
+    score, before = Path("/proc/self/oom_score_adj"), ""
+    with suppress(OSError):                                             # another system, or one that does not let us
+        before = score.read_text()
+        score.write_text("1000")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if before:
+                score.write_text(before)
+
+
 def main() -> None:
     module, variant, threads = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)                        # Ctrl-C is the parent's to hear; it ends its workers
@@ -81,11 +104,12 @@ def main() -> None:
     bench: Bench | None = None
     for line in sys.stdin:
         try:
-            bench = bench or Bench(importlib.import_module(module).Engine(int(threads), variant))
-            answer = bench.answer(json.loads(line))
+            with first_to_go():
+                bench = bench or Bench(importlib.import_module(module).Engine(int(threads), variant))
+                answer = bench.answer(json.loads(line))
         except Exception as error:
             kind = "missing" if bench is None and isinstance(error, ModuleNotFoundError) else "error"
-            answer = {kind: f"{type(error).__name__}: {error}"}
+            answer = {kind: f"{type(error).__name__}: {error}", "memory": is_lack_of_memory(error)}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 import minicnn as mc
+from minicnn.threads import num_threads
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+TOO_MANY = 10 ** 13             # images in a batch: more than any machine can address
 
 
 @pytest.fixture
@@ -30,8 +33,8 @@ def no_pytorch(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
 
-def run(*arguments):
-    command = [sys.executable, BENCHMARKS / "run.py", *map(str, arguments)]
+def run(*arguments, script="run.py"):
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -87,6 +90,33 @@ def test_with_pytorch_both_of_its_formats_are_measured(tmp_path):
         assert all(len(times) == 3 and min(times) > 0 for times in measurement["seconds"].values())
 
 
+def test_plain_numpy_is_one_more_rival_of_the_models(no_pytorch, tmp_path):
+    done = run("--quick", "--threads", 1, "--models", "resnet20", "--ops", "cross_entropy", "--plain",
+               "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    operation, _ = rows(done.stdout, "Operations:")
+    assert operation.keys() == {"operation", "batch", "task", "minicnn"}
+    inference, step = rows(done.stdout, "Models:")
+    assert list(step) == ["model", "batch", "task", "minicnn", "plain", "ratio", "minicnn MB", "plain MB"]
+    assert inference["plain MB"] == "-"
+    assert float(step["ratio"]) > 0
+    assert 20 < float(step["plain MB"]) < 500
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["environment"]["plain"] == f"whole-batch im2col in NumPy {np.__version__}"
+    assert [sorted(m["seconds"]) for m in document["measurements"]] == [["minicnn"]] * 2 + [["minicnn", "plain"]] * 2
+
+
+def test_a_case_that_does_not_fit_in_memory_is_a_line_of_the_report(no_pytorch):
+    done = run("--quick", "--threads", 1, "--models", "resnet20", "--ops", "--plain", "--batch", TOO_MANY)
+    assert done.returncode == 0, done.stderr
+    for row in rows(done.stdout, "Models:"):
+        assert {row["minicnn"], row["plain"], row["ratio"], row["minicnn MB"], row["plain MB"]} == {"-"}
+    words = done.stdout.partition("Out of memory:\n")[2].splitlines()
+    assert len(words) == 4
+    assert words[3].startswith(f"  resnet20, batch {TOO_MANY}, training step: plain, asked for prepare resnet20: ")
+    assert "Unable to allocate" in words[3]
+
+
 @pytest.mark.slow
 def test_everything_quick_with_pytorch(module):
     pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -131,6 +161,82 @@ def test_a_worker_that_died_is_noticed(module):
             worker.ask(do="repeat", task="forward")
 
 
+def test_a_killed_worker_ran_out_of_memory_and_can_begin_again(module):
+    run_ = module("run")
+    with run_.Worker(run_.SIDES[0], threads=1) as worker:
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(run_.OutOfMemory, match="was killed, mostly for a lack of memory"):
+            worker.ask(do="hello")
+        worker.restart()
+        assert "minicnn" in worker.ask(do="hello")["versions"]
+
+
+def test_who_lacks_memory_leaves_the_case_to_the_others(module):
+    """One cannot prepare it, one cannot repeat it a second time; what the third measures stays, and both begin again."""
+    run_, cases = module("run"), module("cases")
+
+    class Stub:
+        def __init__(self, library, fails):
+            self.side, self.fails, self.asked, self.restarts = run_.Side(library, "", ""), fails, [], 0
+
+        def ask(self, **request):
+            self.asked.append(request["do"])
+            if self.asked.count(self.fails) == 2 or self.fails == "prepare":
+                raise run_.OutOfMemory(f"{self.side.name} has no memory")
+            return {"tasks": ["inference"], "seconds": 0.5}
+
+        def restart(self):
+            self.restarts += 1
+
+    workers = [Stub("minicnn", ""), Stub("early", "prepare"), Stub("late", "repeat")]
+    case = cases.model("resnet20", quick=True)[0]
+    measured, = run_.measure(case, workers, run_.Care(repeats=3, shortest=0.0, rest=False))
+    assert measured.seconds == {"minicnn": [0.5] * 3}
+    assert measured.out_of_memory == {"early": "early has no memory", "late": "late has no memory"}
+    assert [worker.restarts for worker in workers] == [0, 1, 1]
+    assert [worker.asked.count("repeat") for worker in workers] == [3, 0, 2]
+
+
+def test_peak_memory_that_does_not_fit_is_told_from_the_times(module, monkeypatch, measured):
+    run_, (_, step) = module("run"), measured
+    step.peak_bytes.clear()
+
+    def ask(self, **request):
+        if self.side.library == "PyTorch":
+            raise run_.OutOfMemory("PyTorch has no memory")
+        return {"bytes": 1_000_000}
+
+    monkeypatch.setattr(run_.Worker, "ask", ask)
+    run_.add_peak_memory(module("cases").model("resnet20", quick=True)[1], step, run_.SIDES, threads=1)
+    assert step.peak_bytes == {"minicnn": 1_000_000}
+    assert step.out_of_memory == {"PyTorch contiguous": "PyTorch has no memory"}        # the faster of its formats
+    text = module("report").text({}, [step], repeats=3)
+    assert rows(text, "Models:")[0].items() >= {"PyTorch": "500.00", "ratio": "2.00", "PyTorch MB": "-"}.items()
+    assert text.endswith("Out of memory:\n  vgg16, batch 4, training step: PyTorch has no memory")
+
+
+def test_a_lack_of_memory_is_known_by_each_library(module):
+    lacks = module("worker").is_lack_of_memory
+    with pytest.raises(MemoryError) as error:
+        np.empty(TOO_MANY * 1000)
+    assert lacks(error.value)
+    assert not lacks(ValueError("no model is called 'alexnet'"))
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(TOO_MANY * 1000)
+    assert lacks(error.value)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/oom_score_adj", os.W_OK), reason="this system does not rank processes for that")
+def test_who_is_at_work_is_the_first_to_go():
+    code = ("import worker\nscore = worker.Path('/proc/self/oom_score_adj')\nprint(score.read_text())\n"
+            "with worker.first_to_go():\n    print(score.read_text())\nprint(score.read_text())")
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
+    before, at_work, after = done.stdout.split()
+    assert (at_work, after) == ("1000", before)
+
+
 def test_what_a_library_prints_does_not_reach_the_answers(tmp_path):
     (tmp_path / "engine_loud.py").write_text(
         "print('a banner')\nclass Engine:\n    def __init__(self, threads, variant): print('hello')\n"
@@ -149,12 +255,13 @@ def test_peak_memory_is_in_bytes(module):
     assert 300e6 < int(done.stdout) < 450e6
 
 
-def test_the_parent_imports_no_numerical_library():
+@pytest.mark.parametrize("script", ["run", "scaling"])
+def test_the_parent_imports_no_numerical_library(script):
     """Or its own size would count as the peak memory of every worker."""
-    done = subprocess.run([sys.executable, "-c", "import run, sys; print(sorted(sys.modules))"], cwd=BENCHMARKS,
+    done = subprocess.run([sys.executable, "-c", f"import {script}, sys; print(sorted(sys.modules))"], cwd=BENCHMARKS,
                           capture_output=True, text=True)
     assert "'report'" in done.stdout
-    assert not [name for name in ("numpy", "torch", "minicnn", "threadpoolctl") if f"'{name}'" in done.stdout]
+    assert not [name for name in ("numpy", "torch", "minicnn", "threadpoolctl", "matplotlib") if f"'{name}'" in done.stdout]
 
 
 def test_progress_is_plain_lines_without_tqdm(module, monkeypatch, capsys):
@@ -246,6 +353,100 @@ def assert_close(ours, theirs, what, tolerance=1e-4):
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max(), what
 
 
+@pytest.mark.parametrize(("name", "options"), [
+    ("vgg11_bn", {"hidden": 16, "pool": 3, "dropout": 0.0}),           # windows that overlap: 2 x 2 pixels to 3 x 3
+    ("resnet18", {}), ("resnet50", {}), ("resnet20", {}), ("resnet20", {"shortcut": "B"})])
+def test_plain_numpy_has_minicnns_gradients(module, name, options):
+    """In float64, where a ReLU at zero does not open for one of them alone."""
+    cases, plain = module("cases"), module("engine_plain")
+    case = replace(cases.model(name, quick=True, batch=3, side=64)[0], options={**options, "dtype": np.float64})
+    x, labels = cases.arrays(case).values()
+    x = x.astype(np.float64)
+    ours = plain.build(case)
+    model = plain.translate(ours)
+    logits = ours(x, train=True)
+    loss = mc.ops.cross_entropy(logits, labels)
+    loss.backward()
+    their_logits = model.forward(x, train=True)
+    their_loss, dlogits = plain.cross_entropy(their_logits, labels)
+    model.backward(dlogits)
+    np.testing.assert_allclose(their_logits, logits.numpy(), rtol=0, atol=1e-9 * np.abs(their_logits).max())
+    assert their_loss == pytest.approx(float(loss), rel=1e-9)
+    theirs = [layer.gradients[name] for layer in model.walk() for name in layer.parameters]
+    assert len(theirs) == len(ours.parameters())
+    largest = max(np.abs(gradient).max() for gradient in theirs)       # a bias before a batch norm has none of its own
+    for (path, parameter), gradient in zip(ours.named_parameters().items(), theirs):
+        np.testing.assert_allclose(gradient, parameter.grad.numpy(), rtol=1e-6, atol=1e-9 * largest, err_msg=path)
+    np.testing.assert_allclose(model.forward(x, train=False), ours(x).numpy(), rtol=1e-8)       # by the running statistics
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "resnet20"])
+def test_plain_numpy_trains_the_same_models_in_float32(module, name):
+    cases, plain = module("cases"), module("engine_plain")
+    case = cases.model(name, quick=True, batch=4, side=64)[0]
+    case = replace(case, options={"hidden": 64, "pool": 1, "dropout": 0.0} if name == "vgg11_bn" else {})
+    with num_threads(1), mc.algorithm("im2col"):                     # and the BLAS's threads as before, afterwards
+        mine, other = (engine.Engine(1, "").tasks(case) for engine in (module("engine_minicnn"), plain))
+        assert list(mine) == list(other) == ["inference", "training step"]
+        for _ in range(3):
+            logits, theirs = (tasks["inference"].run(None) for tasks in (mine, other))
+            assert theirs.dtype == np.float32                           # twice the bytes would not be a fair rival
+            assert np.abs(logits.numpy() - theirs).max() <= 1e-3 * np.abs(theirs).max()
+            losses = [tasks["training step"].run(None) for tasks in (mine, other)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_plain_dropout_keeps_the_mean_and_its_mask(module):
+    dropout = module("engine_plain").Dropout(0.25)
+    x = np.ones((100, 1000), np.float32)
+    y = dropout.forward(x, train=True)
+    assert y.dtype == np.float32
+    assert np.mean(y == 0) == pytest.approx(0.25, abs=0.01)
+    assert y.mean() == pytest.approx(1.0, abs=0.01)
+    np.testing.assert_array_equal(dropout.backward(2 * x), 2 * y)
+    assert dropout.forward(x, train=False) is x
+
+
+def test_plain_max_pool_never_sees_the_padding(module):
+    x = -1 - np.random.default_rng(0).random((2, 3, 7, 8))              # a zero of the padding would be the largest
+    pool = mc.layers.MaxPool2d(3, stride=2, padding=1)
+    pool.build((3, 7, 8), np.random.default_rng(0), np.float64)
+    plain = module("engine_plain").translate(pool)
+    inputs = mc.Tensor(x, requires_grad=True)
+    y = pool(inputs)
+    np.testing.assert_array_equal(plain.forward(x, train=True), y.numpy())
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    dx, = mc.grad(y, [inputs], dy)
+    np.testing.assert_allclose(plain.backward(dy), dx.numpy(), rtol=1e-12)
+
+
+def test_plain_sgd_moves_as_minicnns(module):
+    """By settings whose every part shows."""
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}
+    rng = np.random.default_rng(0)
+    linear = mc.layers.Linear(4)
+    linear.build((3,), rng, np.float64)
+    plain = module("engine_plain")
+    layer = plain.translate(linear)
+    ours, theirs = mc.optim.SGD(linear.parameters(), **settings), plain.SGD(layer, **settings)
+    for _ in range(3):
+        for name, parameter in linear.named_parameters().items():
+            layer.gradients[name] = rng.standard_normal(parameter.shape)
+            parameter.grad = mc.Tensor(layer.gradients[name])
+        ours.step()
+        theirs.step()
+    for name, parameter in linear.named_parameters().items():
+        np.testing.assert_allclose(layer.parameters[name], parameter.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [mc.layers.Conv2d(4, dilation=2), mc.layers.Conv2d(4, groups=2),
+                                   mc.layers.MaxPool2d(2, ceil_mode=True), mc.layers.AvgPool2d(2)])
+def test_what_plain_numpy_does_not_know_it_refuses(module, layer):
+    layer.build((4, 8, 8), np.random.default_rng(0))
+    with pytest.raises(TypeError, match=f"no plain layer is known for {layer.__class__.__name__}"):
+        module("engine_plain").translate(layer)
+
+
 # ---------------------------------------------------------------- the clock
 @pytest.fixture
 def clock(module, monkeypatch):
@@ -330,9 +531,9 @@ def test_the_document_holds_every_number(module, measured):
     assert second["peak_bytes"] == {"minicnn": 2_500_000_000, "PyTorch contiguous": 1_250_000_000}
 
 
-def test_what_was_measured_before_a_failure_is_reported(module, monkeypatch, capsys, measured):
-    run_ = module("run")
-
+@pytest.fixture
+def silent():
+    """A worker that has no process, and whose library is always there."""
     class Silent:
         def __init__(self, side, threads):
             self.side = side
@@ -346,13 +547,187 @@ def test_what_was_measured_before_a_failure_is_reported(module, monkeypatch, cap
         def ask(self, **request):
             return {"versions": {self.side.library: "1.0"}}
 
+    return Silent
+
+
+def test_what_was_measured_before_a_failure_is_reported(module, monkeypatch, capsys, measured, silent):
+    run_ = module("run")
+
     def fails_later(*_):
         yield measured[0]
         raise run_.WorkerFailed("out of memory")
 
-    monkeypatch.setattr(run_, "Worker", Silent)
+    monkeypatch.setattr(run_, "Worker", silent)
     monkeypatch.setattr(run_, "run", fails_later)
     assert run_.main(["--quick"]) == 1
     shown = capsys.readouterr()
     assert "relu" in shown.out
     assert "stopped: out of memory" in shown.err
+
+
+# ---------------------------------------------------------------- scaling
+def scaling(*arguments):
+    return run(*arguments, script="scaling.py")
+
+
+def test_scaling_measures_each_study_in_a_table_of_its_own(no_pytorch, tmp_path):
+    done = scaling("--quick", "--model", "resnet20", "--threads", 1, 2, "--batches", 1, 4, "--sizes", 32, 48, "--repeats", 3,
+                   "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("PyTorch is not measured") == 1
+    expected = {"threads": ["1", "2"], "batch": ["1", "4"], "size": ["32", "48"]}
+    for title, (study, values) in zip(("Threads:", "Batch:", "Image size:"), expected.items()):
+        table = rows(done.stdout, title)
+        assert table[0].keys() == {"task", study, "minicnn"}
+        assert [(row["task"], row[study]) for row in table] == [
+            (task, value) for task in ("inference", "training step") for value in values]
+        assert all(float(row["minicnn"]) > 0 for row in table)
+    assert "Threads: resnet20, batch 2, 64 x 64 pixels; milliseconds an image, medians of 3\n" in done.stdout
+
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["environment"].keys() >= {"date", "CPU", "cores", "threads", "Python", "NumPy", "minicnn"}
+    assert document["repeats"] == 3
+    assert len(document["measurements"]) == 12
+    for measurement in document["measurements"]:
+        assert measurement["case"] == "resnet20"
+        assert len(measurement["seconds"]["minicnn"]) == 3
+    assert [(m["study"], m["threads"], m["batch"], m["pixels"]) for m in document["measurements"][::2]] == [
+        ("threads", 1, 2, 64), ("threads", 2, 2, 64), ("batch", CORES, 1, 64), ("batch", CORES, 4, 64),
+        ("size", CORES, 2, 32), ("size", CORES, 2, 48)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet18"])
+def test_scaling_quick_with_pytorch_and_a_figure(name, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    done = scaling("--quick", "--model", name, "--plot", tmp_path / "out.svg")
+    assert done.returncode == 0, done.stderr
+    for title in ("Threads:", "Batch:", "Image size:"):
+        for row in rows(done.stdout, title):
+            assert row["variant"] in ("contiguous", "channels_last")
+            assert float(row["ratio"]) > 0
+    assert "<svg" in (tmp_path / "out.svg").read_text()
+
+
+def test_scaling_goes_on_after_what_does_not_fit_in_memory(no_pytorch):
+    done = scaling("--quick", "--model", "resnet20", "--threads", "--sizes", "--batches", TOO_MANY, 2)
+    assert done.returncode == 0, done.stderr
+    assert [(row["batch"], row["minicnn"] != "-") for row in rows(done.stdout, "Batch:")] == [
+        ("2", True), (str(TOO_MANY), False)] * 2
+    assert f"Out of memory:\n  resnet20, batch {TOO_MANY}, inference: minicnn, asked for prepare resnet20: " in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [
+    (["--model", "alexnet"], "--model: invalid choice: 'alexnet'"),
+    (["--batches", "2", "0"], "--batches: '0' is not a number of at least 1"),
+    (["--sizes", "big"], "--sizes: 'big' is not a number of at least 1"),
+    (["--threads", "--batches", "--sizes"], "nothing is left to measure"),
+    (["--json", "no/such/folder/out.json"], "--json no/such/folder/out.json: cannot be written (No such file or directory)"),
+    (["--plot", "out.txt"], "--plot out.txt: a picture's name ends in one of .png, .svg, .pdf"),
+    (["--plot", "no/such/folder/out.svg"], "--plot no/such/folder/out.svg: there is no folder no/such/folder"),
+])
+def test_scaling_refuses_wrong_arguments(arguments, complaint):
+    done = scaling(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+
+
+def test_scaling_says_at_once_that_matplotlib_is_missing(module, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match="2"):
+        module("scaling").main(["--plot", "out.svg"])
+    assert "--plot needs matplotlib, which is not installed: pip install matplotlib" in capsys.readouterr().err
+
+
+def test_the_points_of_the_studies(module, monkeypatch):
+    scaling_ = module("scaling")
+    monkeypatch.setattr(scaling_, "cores", lambda: 2)
+
+    def found(*arguments):
+        return [(p.study, p.value, p.threads, p.case.batch, p.pixels) for p in scaling_.points(scaling_.parse(arguments))
+                if p.case.tasks == ("training step",)]
+
+    assert found() == [
+        ("threads", 1, 1, 16, 224), ("threads", 2, 2, 16, 224),
+        *(("batch", n, 2, n, 224) for n in (1, 2, 4, 8, 16, 32, 64)),
+        *(("size", n, 2, 4, n) for n in (32, 64, 128, 224, 320, 448))]
+    assert found("--model", "vgg16", "--batches", "--sizes") == [("threads", 1, 1, 8, 224), ("threads", 2, 2, 8, 224)]
+    assert found("--model", "resnet20", "--threads", "--sizes", "48", "--batches", "3") == [
+        ("batch", 3, 2, 3, 32), ("size", 48, 2, 4, 48)]
+
+
+def test_each_point_is_measured_by_workers_of_its_threads(module, monkeypatch, silent):
+    """New ones where the number changes, and the sides that are there alone."""
+    scaling_, started = module("scaling"), []
+
+    def start(side, threads):
+        started.append((side.name, threads))
+        return silent(side, threads)
+
+    monkeypatch.setattr(scaling_, "cores", lambda: 2)
+    monkeypatch.setattr(scaling_, "Worker", start)
+    monkeypatch.setattr(scaling_, "measure", lambda case, workers, care: [[worker.side.name for worker in workers]])
+    args = scaling_.parse(["--quick", "--threads", "1", "2", "--batches", "1", "--sizes"])
+    sides = module("run").SIDES[:2]
+    found = list(scaling_.run(scaling_.points(args), sides, module("run").Care.of(args)))
+    names = ["minicnn", "PyTorch contiguous"]
+    assert started == [(name, threads) for threads in (1, 2) for name in names]
+    assert [(point.study, point.threads, who) for point, who in found] == [
+        (study, threads, names) for study, threads in (("threads", 1), ("threads", 2), ("batch", 2)) for _ in range(2)]
+
+
+@pytest.fixture
+def scaled(module):
+    """Two batches: PyTorch is faster in one format and then in the other; the larger does not fit into minicnn's memory."""
+    Measurement, cases, Point = module("report").Measurement, module("cases"), module("scaling").Point
+
+    def at(batch, seconds, **lacking):
+        case = cases.model("resnet18", batch=batch)[0]
+        return Point("batch", 2, case), Measurement("resnet18", "model", batch, "inference", seconds, out_of_memory=lacking)
+
+    return [at(2, {"minicnn": [0.02, 0.04, 0.03], "PyTorch contiguous": [0.06] * 3, "PyTorch channels_last": [0.04] * 3}),
+            at(8, {"PyTorch contiguous": [0.08] * 3, "PyTorch channels_last": [0.16] * 3}, minicnn="no memory left")]
+
+
+def test_a_scaling_table_is_of_medians_an_image(module, scaled):
+    text = module("scaling").text({"CPU": "a fast one"}, scaled, repeats=3)
+    assert rows(text, "Batch: resnet18, 2 threads, 224 x 224 pixels; milliseconds an image, medians of 3") == [
+        {"task": "inference", "batch": "2", "minicnn": "15.00", "PyTorch": "20.00", "ratio": "0.75", "variant": "channels_last"},
+        {"task": "inference", "batch": "8", "minicnn": "-", "PyTorch": "10.00", "ratio": "-", "variant": "contiguous"}]
+    assert text.endswith("Out of memory:\n  resnet18, batch 8, inference: no memory left")
+
+
+def test_a_scaling_panel_draws_what_the_table_says(module, scaled, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from minicnn.plots import new_figure
+
+    axes = new_figure(4, 4).subplots()
+    module("scaling").panel(axes, "batch", scaled)
+    drawn = {line.get_label(): np.round(line.get_xydata(), 9).tolist() for line in axes.lines}
+    assert drawn == {"minicnn, inference": [[2, 15]], "PyTorch, inference": [[2, 20], [8, 10]]}
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("images a batch", "milliseconds an image")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "8"]
+
+    surroundings = {"CPU": "a fast one", "cores": 2, "minicnn": "1.0", "NumPy": "2.0"}
+    for name in ("out.svg", "out.png", "out.pdf"):
+        module("scaling").plot(tmp_path / name, surroundings, scaled)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_an_interrupted_scaling_keeps_what_it_has(module, monkeypatch, capsys, tmp_path, scaled, silent):
+    scaling_ = module("scaling")
+
+    def is_interrupted(*_):
+        yield scaled[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scaling_, "Worker", silent)
+    monkeypatch.setattr(scaling_, "run", is_interrupted)
+    assert scaling_.main(["--json", str(tmp_path / "out.json")]) == 1
+    shown = capsys.readouterr()
+    assert "15.00" in shown.out
+    assert "stopped: interrupted" in shown.err
+    assert [m["batch"] for m in json.loads((tmp_path / "out.json").read_text())["measurements"]] == [2]
