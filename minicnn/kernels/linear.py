@@ -19,7 +19,7 @@ def product(a: Array, b: Array, out: Array | None = None) -> Array:
         return xp.matmul(a, b, out=out)
     y = empty(xp, (m, n), a.dtype) if out is None else out
     work = max(m * k * n // PER_NUMBER, m * k + k * n + m * n)
-    share = max(m, n) if work < WORTH_SHARING else max(64, -(-max(m, n) // 8))      # eight parts or so: whoever is free takes one
+    share = max(m, n) if work < WORTH_SHARING else max(128, -(-max(m, n) // 8))     # whoever is free takes the next
     if n >= m:
         each(xp, lambda part: np.matmul(a, b[:, part], out=y[:, part]), list(slices(n, share)))
     else:

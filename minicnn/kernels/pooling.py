@@ -13,37 +13,45 @@ import numpy as np
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import ELEMENTS, each, empty, scratch, slices
-from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last
+from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last, of_some
 
 
 def max_pool2d(x: Array, windows: Windows) -> Array:
     """(N, C, H, W) -> the largest of each window (N, C, P, Q).
 
     Padding counts as minus infinity; NaN beats everything, as in PyTorch.
-    Some rows of outputs at a time: what the next tap looks at has not left the cache.
+    The largest of a window is the largest of its columns' largest numbers: first down, comparing whole rows of pixels, which lie
+    side by side, then along, over fewer rows. Some rows of outputs at a time, so that these have not left the cache.
     """
     xp, image = array_module(x), channels_last(x)
-    (n, c), in_size = x.shape[:2], x.shape[2:]
-    p, q = out_size = windows.out_size(in_size)
+    (n, c, h, w), stride = x.shape, windows.stride[0]
+    p, q = windows.out_size((h, w))
     y = empty(xp, (n, p, q, c), x.dtype)
-    taps = list(windows.taps(in_size, out_size))
-    whole = taps[0].outputs == (slice(0, p), slice(0, q))               # the first tap has a pixel for every output
+    down, along = (list(windows.axis_taps(axis, *sizes).values()) for axis, sizes in enumerate(((h, p), (w, q))))
 
     def one(block: tuple[Any, slice]) -> None:
         i, rows = block
-        best = y[i, rows]
-        if not whole:
-            best[...] = -np.inf
-        for tap in taps:
-            outputs, seen = tap.of_rows(rows, windows.stride[0])
-            if whole and tap is taps[0]:
-                best[...] = image[i, *seen]
-            else:
-                here = best[..., *outputs, :]
-                xp.maximum(here, image[i, *seen], out=here)
+        best = y[i, rows] if xp is np else y[:, rows]
+        columns = scratch(xp, "pooling columns", (*best.shape[:-2], w, c), x.dtype)
+        seen = [of_some(*tap, rows, stride) for tap in down]
+        _largest(columns, [(columns[..., o, :, :], image[i][..., pixels, :, :]) for o, pixels in seen])
+        _largest(best, [(best[..., o, :], columns[..., pixels, :]) for o, pixels in along])
 
-    each(xp, one, _rows_of_images(xp, n, p, q * c), 2 * len(taps) * y.size)
+    each(xp, one, _rows_of_images(xp, n, p, w * c), (len(down) * w + len(along) * q) * n * p * c)
     return channels_first(y)
+
+
+def _largest(out: Array, taps: list[tuple[Array, Array]]) -> None:
+    """out = the largest over some taps, each (its part of out, what it sees there); minus infinity where none sees anything."""
+    xp = array_module(out)
+    whole = [seen for part, seen in taps if part.shape == out.shape]
+    if len(whole) > 1:
+        xp.maximum(whole[0], whole[1], out=out)
+    else:
+        out[...] = whole[0] if whole else -np.inf
+    begun = len(whole[:2])
+    for part, seen in [tap for tap in taps if tap[0].shape != out.shape] + [(out, seen) for seen in whole[begun:]]:
+        xp.maximum(part, seen, out=part)
 
 
 def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.blocks import WORTH_SHARING, each, empty
+from minicnn.kernels.blocks import each, empty
 
 Pair = tuple[int, int]
 
@@ -42,11 +42,17 @@ class Tap(NamedTuple):
 
     def of_rows(self, rows: slice, stride: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """The same for some rows of the outputs alone, counted from the first of them; stride: of the windows, down."""
-        first, behind = max(self.outputs[0].start, rows.start), min(self.outputs[0].stop, rows.stop)
-        count = max(0, behind - first)
-        start = self.pixels[0].start + (first - self.outputs[0].start) * stride
-        return ((slice(first - rows.start, first - rows.start + count), self.outputs[1]),
-                (slice(start, start + max(0, (count - 1) * stride + 1) if count else start, stride), self.pixels[1]))
+        outputs, pixels = of_some(self.outputs[0], self.pixels[0], rows, stride)
+        return (outputs, self.outputs[1]), (pixels, self.pixels[1])
+
+
+def of_some(outputs: slice, pixels: slice, some: slice, stride: int) -> tuple[slice, slice]:
+    """Along one axis: those of the outputs that are among `some`, counted from the first of these, and the pixels that they see."""
+    first, behind = max(outputs.start, some.start), min(outputs.stop, some.stop)
+    count = max(0, behind - first)
+    start = pixels.start + (first - outputs.start) * stride
+    return (slice(first - some.start, first - some.start + count),
+            slice(start, start + max(0, (count - 1) * stride + 1) if count else start, stride))
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,13 @@ class Windows:
 
     def taps(self, in_size: Pair, out_size: Pair) -> Iterator[Tap]:
         """Every position of the window that sees a pixel at all, in row-major order."""
-        rows, columns = (self._axis_taps(axis, in_size[axis], out_size[axis]) for axis in (0, 1))
+        rows, columns = (self.axis_taps(axis, in_size[axis], out_size[axis]) for axis in (0, 1))
         for i, (p, h) in rows.items():
             for j, (q, w) in columns.items():
                 yield Tap(i * self.kernel_size[1] + j, (i, j), (p, q), (h, w))
 
-    def _axis_taps(self, axis: int, in_size: int, out_size: int) -> dict[int, tuple[slice, slice]]:
+    def axis_taps(self, axis: int, in_size: int, out_size: int) -> dict[int, tuple[slice, slice]]:
+        """Along one axis: {place inside the window: (the outputs that see a pixel through it, these pixels)}."""
         stride, padding, dilation = self.stride[axis], self.padding[axis], self.dilation[axis]
         found = {}
         for tap in range(self.kernel_size[axis]):
@@ -121,13 +128,24 @@ def slide(image: Array, windows: Windows) -> Array:
         (per_image, sh * down, sw * along, dh * down, dw * along, per_channel))
 
 
+FEW_CHANNELS = 8
+
+
 def channels_last(x: Array) -> Array:
     """(N, C, H, W) -> (N, H, W, C), contiguous: a view where the memory lies so already, which is how kernels leave it."""
     image = x.transpose(0, 2, 3, 1)
-    if not isinstance(x, np.ndarray) or image.flags.c_contiguous or 8 * x.size < WORTH_SHARING:
+    if not isinstance(x, np.ndarray) or image.flags.c_contiguous:
         return array_module(x).ascontiguousarray(image)
     laid = empty(np, image.shape, x.dtype)
-    each(np, lambda i: np.copyto(laid[i], image[i]), range(len(x)))
+
+    def one(i: int) -> None:
+        if image.shape[3] < FEW_CHANNELS:
+            for channel in range(image.shape[3]):       # plane by plane: pixel by pixel takes four times as long
+                laid[i, :, :, channel] = x[i, channel]
+        else:
+            laid[i] = image[i]
+
+    each(np, one, range(len(x)), 8 * x.size)
     return laid
 
 
