@@ -372,22 +372,24 @@ def table():
 
 
 def test_the_table_of_auto_has_its_form():
-    """{"measured": where and when, "fastest": {map: [{"channels", "filters", "pixels", "algorithm"}, ...]}}"""
+    """{"measured": where and when, "fastest": {map: [{"channels", "filters", "pixels", "stride", "algorithm"}, ...]}}"""
     assert set(table()) == {"measured", "fastest"}
     assert {"CPU", "NumPy", "threads"} <= set(table()["measured"])
     assert set(table()["fastest"]) == set(MAPS)
     for rows in table()["fastest"].values():
         assert len(rows) >= 10
         for row in rows:
-            assert set(row) == {"channels", "filters", "pixels", "algorithm"}
-            assert row["algorithm"] in ALGORITHMS
-            assert all(type(row[size]) is int and row[size] >= 1 for size in ("channels", "filters", "pixels"))
+            assert set(row) == {"channels", "filters", "pixels", "stride", "algorithm"}
+            assert row["algorithm"] in ALGORITHMS and (row["stride"] == 1 or row["algorithm"] != "winograd")
+            assert all(type(row[size]) is int and row[size] >= 1 for size in ("channels", "filters", "pixels", "stride"))
+        assert {row["stride"] for row in rows} == {1, 2}
 
 
 def test_auto_takes_what_was_fastest_on_the_nearest_shape():
-    rows = [{"channels": 8, "filters": 8, "pixels": 100, "algorithm": "winograd"},
-            {"channels": 512, "filters": 8, "pixels": 100, "algorithm": "direct"},
-            {"channels": 8, "filters": 8, "pixels": 10000, "algorithm": "im2col"}]
+    rows = [{"channels": 8, "filters": 8, "pixels": 100, "stride": 1, "algorithm": "winograd"},
+            {"channels": 512, "filters": 8, "pixels": 100, "stride": 1, "algorithm": "direct"},
+            {"channels": 8, "filters": 8, "pixels": 10000, "stride": 1, "algorithm": "im2col"},
+            {"channels": 8, "filters": 8, "pixels": 100, "stride": 2, "algorithm": "direct"}]
     windows, array = Windows.of(3, 1, 1), np.zeros(1, np.float32)
 
     def chosen(channels, filters, pixels, array=array, windows=windows, groups=1):
@@ -401,6 +403,8 @@ def test_auto_takes_what_was_fastest_on_the_nearest_shape():
             assert chosen(8, 8, 10000) == chosen(8, 8, 1500) == "im2col"
             assert chosen(8, 8, 0) in ALGORITHMS
             assert chosen(8, 8, 100, array.astype(np.float64)) == "im2col"
+            assert chosen(8, 8, 100, windows=Windows.of(3, 2, 1)) == chosen(512, 8, 9, windows=Windows.of(3, (1, 2), 1)) == "direct"
+            assert chosen(8, 8, 100, windows=Windows.of(3, 1, 3)) == "im2col", "Winograd cannot, and nothing else was measured"
             assert chosen(8, 8, 100, windows=Windows.of(5, 1, 1)) == chosen(8, 8, 100, groups=2) == "im2col"
     finally:
         algorithms._nearest.cache_clear()

@@ -699,6 +699,7 @@ def test_tune_writes_the_table_that_auto_reads(minicnn, tmp_path, monkeypatch):
     some = [one for one in tune.to_measure(quick=True) if one.in_shape[0] <= 16]
     assert {one.kernel for one in tune.to_measure(quick=True)} == set(cases.CONVOLUTIONS)
     assert {one.windows.kernel_size for one in some} == {(3, 3)} and {one.batch for one in some} == {1, 2}
+    assert {max(one.windows.stride) for one in some} == {1, 2}
     monkeypatch.setattr(tune, "to_measure", lambda quick: some)
     fastest = {"conv2d": "winograd", "conv2d_input_grad": "direct", "conv2d_weight_grad": "im2col"}
     monkeypatch.setattr(tune, "times", lambda one, care: {name: 2.0 - (name == fastest[one.kernel])
@@ -725,7 +726,8 @@ def test_tune_leaves_out_what_is_wrong(monkeypatch):
     monkeypatch.setitem(kernels.KERNELS, "conv2d", right._replace(start=lambda one, a: (
         (lambda: 2 * right.start(one, a)()) if one.algorithm == "winograd" else right.start(one, a))))
     assert set(tune.times(one, Care.quick())) == {"im2col", "direct"}
-    assert tune.entry(one, {"im2col": 2.0, "direct": 1.0}) == {"channels": 4, "filters": 4, "pixels": 128, "algorithm": "direct"}
+    assert tune.entry(one, {"im2col": 2.0, "direct": 1.0}) == {
+        "channels": 4, "filters": 4, "pixels": 128, "stride": 1, "algorithm": "direct"}
 
 
 # ---------------------------------------------------------------- around it

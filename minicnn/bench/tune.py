@@ -1,7 +1,7 @@
 """`minicnn bench tune`: measure which algorithm is the fastest on this machine, and write the table that "auto" looks it up in.
 
-Measured are the convolutions for which there is a choice worth a table (3x3 of stride 1) of VGG-16, ResNet-50 and ResNet-20, each
-for a single image and for a batch; an algorithm whose error is too large is never the fastest.
+Measured are the 3x3 convolutions of VGG-16, the ResNets 18 and 50 and ResNet-20, each for a single image and for batches; an
+algorithm whose error is too large is never the fastest. (1x1 convolutions are one product by any name; others have too few kin.)
 """
 from __future__ import annotations
 
@@ -56,10 +56,12 @@ def run(*, repeats: int | None = None, threads: int | None = None, quick: bool =
 
 
 def to_measure(quick: bool = False) -> list[Case]:
-    """The convolutions that several algorithms compute at their best, for one image and for a batch."""
-    both = [*cases.of_models(cases.MODELS, quick, batch=1), *cases.of_models(cases.MODELS, quick)]
-    found = (case for case in both if case.kernel in TABLE_NAMES and case.windows is not None
-             and "winograd" in engine.algorithms(case.windows, "cpu"))
+    """The convolutions that several algorithms compute at their best, for one image and for batches."""
+    resnets = ("resnet18", "resnet50")                      # whose last layers change hands between small batches
+    every = [*cases.of_models((*cases.MODELS, "resnet18"), quick, batch=1), *cases.of_models((*cases.MODELS, "resnet18"), quick),
+             *cases.of_models(resnets, quick, batch=8), *cases.of_models(resnets, quick, batch=16)]
+    found = (case for case in every if case.kernel in TABLE_NAMES and case.windows is not None
+             and case.windows.kernel_size == (3, 3))
     return sorted(dict.fromkeys(replace(case, models=()) for case in found), key=lambda case: cases.KERNELS.index(case.kernel))
 
 
@@ -88,7 +90,9 @@ def _by(name: str, call: Call) -> Call:
 def entry(case: Case, seconds: dict[str, float]) -> dict[str, Any]:
     """A row of the table: the sizes that the engine looks for, and the fastest algorithm."""
     (c, _, _), (k, p, q) = case.in_shape, case.out_shape
-    return {"channels": c, "filters": k, "pixels": case.batch * p * q, "algorithm": min(seconds, key=seconds.__getitem__)}
+    assert case.windows is not None
+    return {"channels": c, "filters": k, "pixels": case.batch * p * q, "stride": max(case.windows.stride),
+            "algorithm": min(seconds, key=seconds.__getitem__)}
 
 
 def _write(path: str, content: dict[str, Any]) -> None:

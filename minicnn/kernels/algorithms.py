@@ -74,19 +74,25 @@ def _known(name: str) -> str:
 
 
 def _fastest(which: str, array: Array, windows: Windows, groups: int, channels: int, filters: int, pixels: int) -> str:
-    """im2col, unless the table measured something else faster on the nearest shape; float64 is always by the reference."""
-    if array.dtype != np.float32 or not supports("winograd", array, windows, groups):
+    """im2col, unless the table measured something else faster on the nearest shape; float64 is always by the reference.
+
+    The table is about 3x3 windows on NumPy arrays, those of stride 1 and longer strides each for themselves.
+    """
+    if array.dtype != np.float32 or not isinstance(array, np.ndarray) or groups > 1 or windows.kernel_size != (3, 3):
         return "im2col"
-    return _nearest(which, channels, filters, pixels)
+    name = _nearest(which, max(windows.stride) > 1, channels, filters, pixels)
+    return name if supports(name, array, windows, groups) else "im2col"
 
 
 @functools.lru_cache(maxsize=1024)
-def _nearest(which: str, channels: int, filters: int, pixels: int) -> str:
+def _nearest(which: str, strided: bool, channels: int, filters: int, pixels: int) -> str:
     """The winner of the nearest measured shape: a factor of two counts alike in channels, filters and pixels."""
     def far(row: dict[str, Any]) -> float:
         here = zip((channels, filters, max(1, pixels)), (row["channels"], row["filters"], row["pixels"]), strict=True)
         return sum(math.log2(mine / measured) ** 2 for mine, measured in here)
-    return str(min(_table()[which], key=far)["algorithm"])
+
+    rows = [row for row in _table()[which] if (row["stride"] > 1) == strided]
+    return str(min(rows, key=far)["algorithm"]) if rows else "im2col"
 
 
 @functools.cache
