@@ -91,17 +91,21 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
     dx = empty(xp, x_rows.shape, x.dtype) if want_dx or y is not None else None     # first it holds what of dy counts
 
     def sums(parts: Sequence[slice]) -> Array:
-        """sum dy and sum dy (x - mean) over some blocks: (2, C)"""
+        """sum dy and sum dy (x - about) over some blocks: (2, C)"""
         found = xp.zeros((2, x_rows.shape[1]), x.dtype)
         for part in parts:
             arriving = dy_rows[part] if y_rows is None else xp.multiply(dy_rows[part], y_rows[part] > 0, out=dx[part])  # type: ignore[index]
-            centred = channelwise(xp.subtract, x_rows[part], mean, scratch(xp, "normalize x", x_rows[part].shape, x_rows.dtype))
+            seen = x_rows[part]
+            if about is not None:
+                seen = channelwise(xp.subtract, seen, about, scratch(xp, "normalize x", seen.shape, seen.dtype))
             found[0] += channel_sum(arriving)
-            found[1] += channel_sum(arriving, centred)
+            found[1] += channel_sum(arriving, seen)
         return found
 
+    # A mean that is small beside the deviation may as well be taken off the sum: one pass less.
+    about = None if xp is np and bool((SHARE_OF_SQUARE * mean * mean <= var).all()) else mean
     dbias, along = total(xp, sums, blocks, 4 * x_rows.size)
-    dweight = along * inv_std
+    dweight = (along if about is not None else along - mean * dbias) * inv_std
     if not want_dx:
         return None, dweight, dbias
     scale = weight * inv_std                                    # dx = scale dy + slope x + rest
