@@ -143,3 +143,17 @@ def test_writing_into_a_gradient_does_not_reach_the_forward(device):
     g.data[...] = 7.0
     same(x, X)
     same(y, X.reshape(6, 4))
+
+
+def test_pad_and_place_keep_the_order_of_memory(device):
+    """Channels-last images stay so: what they are added to lies so too, and a sum of two layouts takes many times as long."""
+    images = device.put(np.random.default_rng(0).standard_normal((2, 5, 6, 3))).transpose(0, 3, 1, 2)
+    padded = ops.pad(images, ((0, 0), (1, 2), (0, 0), (0, 0)), 0.5)
+    placed = ops.place(padded, (slice(None), slice(None), slice(None, None, 2)), (2, 6, 10, 6))
+    for y in (padded, placed):
+        assert y.transpose(0, 2, 3, 1).flags.c_contiguous
+    same(padded, np.pad(host(images), ((0, 0), (1, 2), (0, 0), (0, 0)), constant_values=0.5))
+    expected = np.zeros((2, 6, 10, 6))
+    expected[:, :, ::2] = host(padded)
+    same(placed, expected)
+    assert ops.pad(device.put(np.ones((2, 3))), 1).flags.c_contiguous

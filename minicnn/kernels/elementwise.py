@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -69,7 +68,7 @@ def blockwise(task: Callable[..., object], *arrays: Array) -> Array:
     All arrays have one shape and one dtype. Where their layouts in memory differ, the others are copied into the first one's.
     """
     first = arrays[0]
-    xp, order = array_module(*arrays), _order(first)
+    xp, order = array_module(*arrays), memory_order(first)
     out = empty(xp, [first.shape[axis] for axis in order], first.dtype)
     flat = [xp.ascontiguousarray(array.transpose(order)).reshape(-1) for array in arrays]
     laid = out.reshape(-1)
@@ -84,7 +83,7 @@ def in_place(task: Callable[..., object], *arrays: Array) -> None:
 
     Arrays that do not fill their memory in one common order are handed to the task whole.
     """
-    xp, order = array_module(*arrays), _order(arrays[0])
+    xp, order = array_module(*arrays), memory_order(arrays[0])
     turned = [array.transpose(order) for array in arrays]
     if xp is not np or not all(array.flags.c_contiguous for array in turned):
         task(*arrays)
@@ -94,6 +93,12 @@ def in_place(task: Callable[..., object], *arrays: Array) -> None:
     each(xp, lambda part: task(*(array[part] for array in flat)), list(slices(size, ELEMENTS)), size * (1 + len(arrays)))
 
 
-def _order(array: Array) -> list[Any]:
+def memory_order(array: Array) -> list[int]:
     """Its axes from the longest stride to the shortest: the order in which its memory runs."""
     return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+
+
+def laid_out_like(array: Array, make: Callable[[list[int]], Array]) -> Array:
+    """What `make` makes of the axes in the order of the array's memory, with its axes back in their places."""
+    order = memory_order(array)
+    return make(order).transpose(sorted(range(array.ndim), key=order.__getitem__))

@@ -45,12 +45,12 @@ def _largest(out: Array, taps: list[tuple[Array, Array]]) -> None:
     """out = the largest over some taps, each (its part of out, what it sees there); minus infinity where none sees anything."""
     xp = array_module(out)
     whole = [seen for part, seen in taps if part.shape == out.shape]
+    some = [(part, seen) for part, seen in taps if part.shape != out.shape]
     if len(whole) > 1:
         xp.maximum(whole[0], whole[1], out=out)
     else:
         out[...] = whole[0] if whole else -np.inf
-    begun = len(whole[:2])
-    for part, seen in [tap for tap in taps if tap[0].shape != out.shape] + [(out, seen) for seen in whole[begun:]]:
+    for part, seen in [*((out, seen) for seen in whole[2:]), *some]:
         xp.maximum(part, seen, out=part)
 
 

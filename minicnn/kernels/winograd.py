@@ -22,9 +22,9 @@ One block of tiles, which stays in the cache from the first step to the last (wi
     +-----------+    +------------+      +-------------+           +--------+        +--------+    +--------+     +-----------+
 
 Cost for an output pixel: 2.25 C K multiply-adds (4 times fewer than 9 C K, less what tiles hang over the edge); and for the
-three transforms (9 + 13.5) C and (9 + 6) K more, as products with a 6x6 or 4x6 matrix, which the BLAS does at half of its best rate,
-and two copies that lay tiles out. It pays from 16 channels on (32 x 32, two threads: 0.034 ms an image, im2col 0.051), and the more
-channels there are, the more the products decide.
+three transforms (9 + 13.5) C and (9 + 6) K more, as products with a 6x6 or 4x6 matrix, which the BLAS does at half of its best
+rate, and two copies that lay tiles out. It pays from 16 channels on (32 x 32, two threads: 0.034 ms an image, im2col 0.051), and
+the more channels there are, the more the products decide.
 
 The price is rounding: values far from 0 grow with the point's powers, and cancel in the end. The usual points, 0, +-1, +-2, make
 matrices of small integers, which saves multiplications where they are coded one by one; here they are products with a matrix,

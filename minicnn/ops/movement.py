@@ -18,6 +18,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.autograd import op
 from minicnn.backend import Array, array_module
+from minicnn.kernels.elementwise import laid_out_like
 
 Axis = int | Sequence[int] | None
 
@@ -114,7 +115,10 @@ def getitem_dx(dy, index, x_shape):
 def place(values: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Zeros of `shape` with `values` added at `index`; a place named twice gets both.   dvalues = dy[index]."""
     xp = array_module(values)
-    x = xp.zeros(shape, values.dtype)
+    if values.ndim == len(shape):           # in memory as the values lie, so that what it is added to lies alike
+        x = laid_out_like(values, lambda order: xp.zeros([shape[axis] for axis in order], values.dtype))
+    else:
+        x = xp.zeros(shape, values.dtype)
     if _names_no_place_twice(index):
         x[index] = values
     else:
@@ -138,7 +142,9 @@ def pad(x: Array, pad_width: Any, value: float = 0.0) -> Array:
 
     pad_width: as NumPy's: one int for all sides, or a pair (before, after) for each axis.   dx: the middle of dy.
     """
-    return array_module(x).pad(x, _pad_pairs(pad_width, x.ndim), mode="constant", constant_values=value)
+    pairs = _pad_pairs(pad_width, x.ndim)
+    return laid_out_like(x, lambda order: array_module(x).pad(x.transpose(order), [pairs[axis] for axis in order],
+                                                              mode="constant", constant_values=value))
 
 
 @pad.backward("x")
