@@ -72,17 +72,17 @@ def num_threads(n: int) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------- sharing out
-def parallel(task: Callable[[T], object], items: Sequence[T]) -> None:
+def parallel(task: Callable[[T], object], items: Sequence[T], most: int | None = None) -> None:
     """task(item) for every item, each on the thread that is free first; returns when all are done.
 
-    The calling thread takes part; a call inside a task runs in the thread of the task.
+    most: threads, get_num_threads() by default. The calling thread takes part; a call inside a task runs in the thread of the task.
     The first exception of a task is raised here; items that nobody has begun by then are left undone.
     """
     if getattr(_mine, "busy", False):
         for item in items:
             task(item)
         return
-    helpers = min(get_num_threads(), len(items)) - 1
+    helpers = min(most or get_num_threads(), len(items)) - 1
     if helpers < 1:
         with _blas_alone():
             for item in items:
@@ -120,9 +120,9 @@ def parallel(task: Callable[[T], object], items: Sequence[T]) -> None:
             raise failed[0]
 
 
-def in_shares(task: Callable[[Sequence[T]], R], items: Sequence[T]) -> list[R]:
+def in_shares(task: Callable[[Sequence[T]], R], items: Sequence[T], most: int | None = None) -> list[R]:
     """Cut items into one run of neighbours a thread; return task(run) of each, in order, to be added up: always alike."""
-    shares = min(get_num_threads(), len(items))
+    shares = min(most or get_num_threads(), len(items))
     ends = [len(items) * i // shares for i in range(shares + 1)] if shares else []
     results: list[Any] = [None] * shares
 

@@ -84,20 +84,23 @@ def clock_of(device: str) -> Clock:
 
 def repeat(call: Call, clock: Clock, care: Care) -> list[float]:
     """Seconds a call of each repetition, after a warm-up."""
-    warm = [clock(call) for _ in range(care.warm_up)]
-    calls = max(1, min(1000, round(care.shortest / min(warm)))) if warm else 1
-    return [sum(clock(call) for _ in range(calls)) / calls for _ in range(care.repeats)]
+    return in_turn({"": call}, clock, care)[""]
 
 
 def in_turn(calls: Mapping[str, Call], clock: Clock, care: Care) -> dict[str, list[float]]:
     """The same of several calls, one repetition of each in turn: a slow minute of the machine hits all alike."""
-    warm = {name: [clock(call) for _ in range(max(1, care.warm_up))] for name, call in calls.items()}
+    many = {name: _warm_up(call, clock, care) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(care.repeats):
         for name, call in calls.items():
-            many = max(1, min(1000, round(care.shortest / min(warm[name]))))
-            seconds[name].append(sum(clock(call) for _ in range(many)) / many)
+            seconds[name].append(sum(clock(call) for _ in range(many[name])) / many[name])
     return seconds
+
+
+def _warm_up(call: Call, clock: Clock, care: Care) -> int:
+    """Call it untimed; returns how many calls a repetition takes."""
+    warm = [clock(call) for _ in range(care.warm_up)]
+    return max(1, min(1000, round(care.shortest / min(warm)))) if warm else 1
 
 
 def once(call: Call, clock: Clock) -> tuple[float, Any]:

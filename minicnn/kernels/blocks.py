@@ -34,25 +34,18 @@ def each(xp: ModuleType, task: Callable[[T], object], items: Sequence[T], work: 
     work: numbers read and written in all. Another thread has to be woken, and after each of its calls of NumPy's may wait for
     Python's lock; so little work stays on the caller's.
     """
-    def all_of(items: Sequence[T]) -> None:
+    if xp is np:
+        threads.parallel(task, items, threads_for(work))
+    else:
         for item in items:
             task(item)
-
-    if xp is not np:
-        all_of(items)
-    elif work < WORTH_SHARING:
-        threads.parallel(all_of, [items])
-    else:
-        threads.parallel(task, items)
 
 
 def total(xp: ModuleType, task: Callable[[Sequence[T]], R], items: Sequence[T], work: int = WORTH_SHARING) -> R:
     """The sum of task(run) over runs of neighbouring items; the same runs, and so the same bits, for the same number of threads."""
     if xp is not np:
         return task(items)
-    if work < WORTH_SHARING:
-        return threads.in_shares(lambda alone: task(alone[0]), [items])[0]
-    first, *others = threads.in_shares(task, items)
+    first, *others = threads.in_shares(task, items, threads_for(work))
     for other in others:
         first += other      # type: ignore[operator]
     return first
@@ -81,7 +74,12 @@ def image_blocks(xp: ModuleType, n: int, image_bytes: int, block_bytes: int, wor
 
 def a_share(count: int, work: int) -> int:
     """How many of `count` things a thread gets; all of them where one thread is done sooner, see `each`."""
-    return count if work < WORTH_SHARING else -(-count // threads.get_num_threads())
+    return -(-count // threads_for(work))
+
+
+def threads_for(work: int) -> int:
+    """How many threads are worth waking for it, see `each`."""
+    return threads.get_num_threads() if work >= WORTH_SHARING else 1
 
 
 def row_blocks(rows: Array, elements: int = ELEMENTS) -> list[slice]:

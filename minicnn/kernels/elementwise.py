@@ -67,15 +67,18 @@ def blockwise(task: Callable[..., object], *arrays: Array) -> Array:
 
     All arrays have one shape and one dtype. Where their layouts in memory differ, the others are copied into the first one's.
     """
-    first = arrays[0]
-    xp, order = array_module(*arrays), memory_order(first)
-    out = empty(xp, [first.shape[axis] for axis in order], first.dtype)
-    flat = [xp.ascontiguousarray(array.transpose(order)).reshape(-1) for array in arrays]
-    laid = out.reshape(-1)
-    step = ELEMENTS if xp is np else max(1, laid.size)
-    work = laid.size * (1 + len(arrays))
-    each(xp, lambda part: task(laid[part], *(array[part] for array in flat)), list(slices(laid.size, step)), work)
-    return out.transpose(sorted(range(first.ndim), key=order.__getitem__))
+    first, xp = arrays[0], array_module(*arrays)
+
+    def filled(order: list[int]) -> Array:
+        out = empty(xp, [first.shape[axis] for axis in order], first.dtype)
+        flat = [xp.ascontiguousarray(array.transpose(order)).reshape(-1) for array in arrays]
+        laid = out.reshape(-1)
+        step = ELEMENTS if xp is np else max(1, laid.size)
+        work = laid.size * (1 + len(arrays))
+        each(xp, lambda part: task(laid[part], *(array[part] for array in flat)), list(slices(laid.size, step)), work)
+        return out
+
+    return laid_out_like(first, filled)
 
 
 def in_place(task: Callable[..., object], *arrays: Array) -> None:

@@ -46,27 +46,21 @@ def moments(rows: Array) -> tuple[Array, Array]:
     """
     xp, blocks = array_module(rows), row_blocks(rows)
 
-    def sums(parts: Sequence[slice]) -> Array:
-        """sum x and sum x^2 over some blocks: (2, C)"""
-        found = xp.zeros((2, rows.shape[1]), rows.dtype)
-        for part in parts:
-            found[0] += channel_sum(rows[part])
-            found[1] += channel_sum(rows[part], rows[part])
-        return found
+    def sums(about: Array | None) -> Array:
+        """sum (x - about) and sum (x - about)^2: (2, C)"""
+        def some(parts: Sequence[slice]) -> Array:
+            found = xp.zeros((2, rows.shape[1]), rows.dtype)
+            for part in parts:
+                seen = _less(rows[part], about)
+                found[0] += channel_sum(seen)
+                found[1] += channel_sum(seen, seen)
+            return found
+        return total(xp, some, blocks, 2 * rows.size)
 
-    def deviations(parts: Sequence[slice]) -> Array:
-        """sum (x - mean) and sum (x - mean)^2 over some blocks: (2, C)"""
-        found = xp.zeros((2, rows.shape[1]), rows.dtype)
-        for part in parts:
-            centred = channelwise(xp.subtract, rows[part], mean, scratch(xp, "normalize x", rows[part].shape, rows.dtype))
-            found[0] += channel_sum(centred)
-            found[1] += channel_sum(centred, centred)
-        return found
-
-    mean, square = total(xp, sums, blocks, 2 * rows.size) / len(rows)
+    mean, square = sums(None) / len(rows)
     var = square - mean * mean
     if xp is not np or bool((var <= SHARE_OF_SQUARE * square).any()):       # to ask a GPU would be to wait for it
-        off, square = total(xp, deviations, blocks, 2 * rows.size) / len(rows)
+        off, square = sums(mean) / len(rows)
         mean, var = mean + off, square - off * off                          # off: by how much the mean was rounded
     return mean, var
 
@@ -95,11 +89,8 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
         found = xp.zeros((2, x_rows.shape[1]), x.dtype)
         for part in parts:
             arriving = dy_rows[part] if y_rows is None else xp.multiply(dy_rows[part], y_rows[part] > 0, out=dx[part])  # type: ignore[index]
-            seen = x_rows[part]
-            if about is not None:
-                seen = channelwise(xp.subtract, seen, about, scratch(xp, "normalize x", seen.shape, seen.dtype))
             found[0] += channel_sum(arriving)
-            found[1] += channel_sum(arriving, seen)
+            found[1] += channel_sum(arriving, _less(x_rows[part], about))
         return found
 
     # A mean that is small beside the deviation may as well be taken off the sum: one pass less.
@@ -134,6 +125,14 @@ def channel_sum(rows: Array, times: Array | None = None) -> Array:
     factors = [factor.reshape(-1, several * c) for factor in (rows, times) if factor is not None]
     long = xp.einsum(("ij,ij->j" if times is not None else "ij->j"), *factors)
     return long.reshape(several, c).sum(axis=0) if several > 1 else long
+
+
+def _less(rows: Array, about: Array | None) -> Array:
+    """rows - about, one number a channel, in a workspace; the rows as they are where there is nothing to take off."""
+    if about is None:
+        return rows
+    xp = array_module(rows)
+    return channelwise(xp.subtract, rows, about, scratch(xp, "normalize x", rows.shape, rows.dtype))
 
 
 def _rows(x: Array) -> Array:

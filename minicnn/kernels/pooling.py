@@ -31,10 +31,10 @@ def max_pool2d(x: Array, windows: Windows) -> Array:
 
     def one(block: tuple[Any, slice]) -> None:
         i, rows = block
-        best = y[i, rows] if xp is np else y[:, rows]
+        best = y[i, rows]
         columns = scratch(xp, "pooling columns", (*best.shape[:-2], w, c), x.dtype)
         seen = [of_some(*tap, rows, stride) for tap in down]
-        _largest(columns, [(columns[..., o, :, :], image[i][..., pixels, :, :]) for o, pixels in seen])
+        _largest(columns, [(columns[..., o, :, :], image[i, pixels]) for o, pixels in seen])
         _largest(best, [(best[..., o, :], columns[..., pixels, :]) for o, pixels in along])
 
     each(xp, one, _rows_of_images(xp, n, p, w * c), (len(down) * w + len(along) * q) * n * p * c)

@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import memory
-from minicnn.kernels.blocks import PER_NUMBER, WORTH_SHARING, Finish, copy_padded, copy_pixels, slices, total
+from minicnn.kernels.blocks import PER_NUMBER, Finish, copy_padded, copy_pixels, slices, threads_for, total
 from minicnn.kernels.elementwise import channelwise
 from minicnn.kernels.tiles import multiply, multiply_transposed, tiled
 from minicnn.kernels.windows import Pair, Windows
@@ -285,7 +285,7 @@ def _tiles_a_block(c: int, k: int) -> int:
 def _blocks(n: int, p: int, q: int, c: int, k: int) -> list[Block]:
     """Cut the outputs into blocks of tiles, and into one a thread at least: runs of images, or of the rows of one."""
     down, across = -(-p // 4), -(-q // 4)
-    threads = get_num_threads() if 36 * n * down * across * c * k >= WORTH_SHARING * PER_NUMBER else 1
+    threads = threads_for(36 * n * down * across * c * k // PER_NUMBER)
     tiles = min(_tiles_a_block(c, k), -(-n * down * across // threads))
     if down * across > tiles:
         step = -(-down // max(1, round(down * across / tiles)))
