@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import threadpoolctl
 
+from minicnn.memory import fresh
+
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -84,7 +86,7 @@ def parallel(task: Callable[[T], object], items: Sequence[T], most: int | None =
         return
     helpers = min(most or get_num_threads(), len(items)) - 1
     if helpers < 1:
-        with _blas_alone():
+        with blas_alone():
             for item in items:
                 task(item)
         return
@@ -109,7 +111,7 @@ def parallel(task: Callable[[T], object], items: Sequence[T], most: int | None =
         finally:
             _mine.busy = False
 
-    with _blas_alone():
+    with blas_alone():
         waiting = [_submit(work) for _ in range(helpers)]
         try:
             work()
@@ -159,7 +161,7 @@ def workspace(name: str, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, An
     found = _mine.__dict__.setdefault("workspaces", {})
     memory = found.get(name)
     if memory is None or len(memory) < size:
-        memory = found[name] = np.empty(size, np.uint8)
+        memory = found[name] = fresh(size)
     return memory[:size].view(dtype).reshape(shape)
 
 
@@ -185,19 +187,26 @@ def _set(blas: Any, n: int) -> None:
     let_go(force=True)
 
 
-@contextmanager
-def _blas_alone() -> Iterator[None]:
-    """Hold the BLAS to one thread; the last of several callers that do gives it back what it had."""
-    global _holders, _held
-    with _lock:
-        if _holders == 0:
-            _held = [(blas, n) for blas in _blas() if (n := blas.get_num_threads()) != 1]
-            for blas, _ in _held:
-                _set(blas, 1)
-        _holders += 1
-    try:
-        yield
-    finally:
+class blas_alone:       # noqa: N801 (a block: `with blas_alone():`)
+    """Inside the block, the BLAS runs on one thread; the last of several callers that ask for it gives it back what it had.
+
+    Every kernel does so for itself. A model's forward and a backward pass do it once for all their kernels: to ask and to tell the
+    BLAS takes as long as a small product.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        global _holders, _held
+        with _lock:
+            if _holders == 0:
+                _held = [(blas, n) for blas in _blas() if (n := blas.get_num_threads()) != 1]
+                for blas, _ in _held:
+                    _set(blas, 1)
+            _holders += 1
+
+    def __exit__(self, *error: object) -> None:
+        global _holders, _held
         with _lock:
             _holders -= 1
             if _holders == 0:

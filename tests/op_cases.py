@@ -160,7 +160,8 @@ def products() -> Iterator[Case]:
     for a, b in (((2, 3), (3, 4)), ((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 4)), ((2, 1, 2, 3), (4, 3, 2)), ((3, 2), (5, 2, 1)),
                  ((3,), (2, 3, 4)), ((0, 3), (3, 2))):
         yield Case(f"matmul {a} {b}", ops.matmul, naive_matmul, [normal(*a), normal(*b)])
-    yield Case("matrix_product", ops.matrix_product, naive_matmul, [normal(2, 2, 3), normal(3, 2)])
+    yield Case("matrix_product", ops.matrix_product, naive_matmul, [normal(4, 3), normal(3, 2)])
+    yield Case("matrix_product of a stack", ops.matrix_product, naive_matmul, [normal(2, 2, 3), normal(3, 2)])
     yield Case("linear", ops.linear, lambda x, w: naive_matmul(x, w.T), [normal(4, 3), normal(2, 3)])
     yield Case("linear with a bias", ops.linear, lambda x, w, b: naive_matmul(x, w.T) + b, [normal(4, 3), normal(2, 3), normal(2)])
 

@@ -193,7 +193,7 @@ def test_the_same_threads_give_the_same_bits(algorithm, threads, few):
     with cut_small(20), mock.patch.object(winograd, "_few_tiles", lambda *_: few):
         expected = case.by(algorithm)
         for _ in range(2):
-            with mock.patch.object(winograd, "_image_spectrum", dawdling(winograd._image_spectrum)), \
+            with mock.patch.object(winograd.ToSpectrum, "__call__", dawdling(winograd.ToSpectrum.__call__)), \
                     mock.patch.object(im2col, "columns", dawdling(im2col.columns)):
                 for which, found, right in zip(MAPS, case.by(algorithm), expected, strict=True):
                     np.testing.assert_array_equal(found, right, err_msg=which)

@@ -1,6 +1,7 @@
 """Memory that is used again: arrays as good as NumPy's, nobody's memory twice, and all of it free when its arrays are gone."""
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import hypothesis
@@ -11,6 +12,7 @@ import pytest
 import minicnn as mc
 from minicnn import memory, ops
 from minicnn.memory import ALIGNMENT, SMALLEST, empty, in_stock, release
+from minicnn.threads import workspace
 
 WAIT = 30           # seconds after which a test that hangs has failed
 LARGE = SMALLEST // 4           # float32 numbers that are pooled
@@ -45,8 +47,19 @@ def test_an_array_like_any_other(shape, dtype):
 
 def test_small_arrays_are_numpys_own():
     a = empty((SMALLEST // 4 - 1,), np.float32)
-    assert a.base is None
+    a[...] = 1
     assert memory._pieces == []
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 1000, SMALLEST - 1])
+def test_every_array_begins_with_a_line_of_the_cache(size):
+    """Several at a time: one alone may lie well by chance."""
+    held = [empty((size,), np.uint8) for _ in range(8)]
+    assert [a.ctypes.data % 64 for a in held] == [0] * 8
+    assert all(a.nbytes == size and a.flags.writeable for a in held)
+    with ThreadPoolExecutor(1) as other:                # a thread that has no workspace yet
+        lines = other.submit(lambda: [workspace(f"{size} {i}", (size,), np.uint8).ctypes.data % 64 for i in range(8)])
+        assert lines.result() == [0] * 8
 
 
 # ---------------------------------------------------------------- when memory is free again

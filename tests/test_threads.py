@@ -213,6 +213,23 @@ def test_the_blas_is_held_to_one_thread_and_gets_back_what_it_had(threads, two_i
     assert seen == [[1] * len(two_in_the_blas)] * 8
 
 
+def test_a_model_holds_the_blas_once_for_all_its_layers(threads, two_in_the_blas):
+    """Between its kernels, too: what a layer of the user's own multiplies wakes no threads that fight the next layer's."""
+    class Looking(mc.layers.Layer):
+        def forward(self, x, train, rng):
+            seen.append(blas_threads())
+            return x
+
+    seen = []
+    model = mc.layers.Sequential([Looking(), [Looking()], mc.layers.Residual([Looking()])], in_shape=(3,))
+    model(np.ones((2, 3), np.float32))
+    assert blas_threads() == two_in_the_blas
+    assert seen == [[1] * len(two_in_the_blas)] * 3
+    with pytest.raises(ValueError, match="axes"):
+        model(np.ones(3, np.float32))
+    assert blas_threads() == two_in_the_blas
+
+
 def test_the_blas_is_held_for_any_thread_of_python(two_threads, two_in_the_blas):
     seen = []
     for _ in range(2):

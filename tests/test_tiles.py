@@ -1,10 +1,10 @@
-"""Products in tiles: the same numbers as a whole product, for shapes that fill tiles, leave rests, and are not cut at all."""
+"""Products cut in pieces: the same numbers as a whole product, for shapes that fill tiles, leave rests, and are not cut at all."""
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicnn.kernels import tiles
+from minicnn.kernels import linear, tiles
 from minicnn.kernels.blocks import copy_pixels
 
 # (m, K, N): one number; primes; nothing; whole tiles; rests of rows; wide, deep, and too large to be cut
@@ -49,6 +49,30 @@ def test_stacks_of_products(rng):
     np.testing.assert_allclose(out, np.einsum("fmk,fmn->fkn", rows, others), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("pixel, count", [(1, 1), (16, 50), (16, 0), (64, 97), (7, 1001), (2000, 3)])
+def test_planes_are_cut_between_pixels(pixel, count, rng, monkeypatch):
+    """What lies under one another, as the points of a spectrum do; the planes' rows need not follow each other in memory."""
+    matrix, planes = random(rng, (16, 37), (37, pixel * (count + 2)))
+    planes, out = planes[:, :pixel * count], np.full((16, pixel * count), np.nan)
+    monkeypatch.setattr(tiles, "TILE", 16 * 37 * 640)
+    tiles.multiply_planes(matrix, planes, out, pixel)
+    np.testing.assert_allclose(out, np.einsum("mk,kn->mn", matrix, planes), rtol=1e-9, atol=1e-9)
+
+
+# (m, K, N) and into how many pieces the sum is cut
+@pytest.mark.parametrize("m, k, n, pieces", [(49, 4608, 512, 16), (1, 4096, 128, 8), (3, 2304, 64, 6), (98, 4608, 64, 32), (49, 2048, 64, 8),
+                                             (300, 4608, 512, 1), (49, 512, 512, 1), (49, 4608, 100, 1), (49, 2053, 64, 1)])
+def test_a_long_sum_of_few_rows_is_cut(m, k, n, pieces, rng, threads):
+    a, b = random(rng, (m, k), (k, n))
+    assert linear._pieces(m, k, n) == pieces
+    expected = np.einsum("mk,kn->mn", a, b, optimize=True)
+    into = np.full((m, n), np.nan)
+    for y in (linear.product(a, b), linear.product(a, b, out=into), linear.product(np.asfortranarray(a), b),
+              linear.product(a, np.asfortranarray(b))):
+        np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(into, linear.product(a, b))
+
+
 def test_no_tile_has_more_multiplications_than_the_blas_takes_unpacked(monkeypatch, rng):
     sizes, matmul = [], np.matmul
 
@@ -61,6 +85,9 @@ def test_no_tile_has_more_multiplications_than_the_blas_takes_unpacked(monkeypat
         rows, matrix, right = random(rng, (m, k), (k, n), (m, n), dtype=np.float32)
         tiles.multiply(rows, tiles.tiled(matrix), np.empty((m, n), np.float32))
         tiles.sum_of_products(rows, right, np.empty((k, n), np.float32))
+    a, b, matrix, planes = random(rng, (49, 4608), (4608, 64), (16, 37), (37, 64 * 196), dtype=np.float32)
+    linear.product(a, b)
+    tiles.multiply_planes(matrix, planes, np.empty((16, 64 * 196), np.float32), 64)
     assert sizes and max(sizes) <= tiles.TILE
     assert min(sizes) > 500, "and not many tiny ones"
 

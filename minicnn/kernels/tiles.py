@@ -18,8 +18,11 @@ Source of the limit: OpenBLAS, kernel/x86_64/sgemm_small_kernel_permit_skylakex.
 """
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
+from minicnn import memory
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import scratch
 
@@ -36,7 +39,9 @@ def tiled(matrix: Array) -> Array:
     width = _width(n)
     if not isinstance(matrix, np.ndarray) or k * n > LARGEST_MATRIX or TILE // (k * width) < FEWEST_ROWS:
         return matrix[..., None, :, :]
-    return np.ascontiguousarray(matrix.reshape(*stack, k, n // width, width).swapaxes(-3, -2))
+    tiles = memory.empty((*stack, n // width, k, width), matrix.dtype)          # where a line of the cache begins
+    tiles[...] = matrix.reshape(*stack, k, n // width, width).swapaxes(-3, -2)
+    return tiles
 
 
 def multiply(rows: Array, tiles: Array, out: Array) -> None:
@@ -49,6 +54,15 @@ def multiply(rows: Array, tiles: Array, out: Array) -> None:
     for part, height in _runs(m, most):
         np.matmul(rows[..., part, :].reshape(*stack, -1, 1, height, k), tiles[..., None, :, :, :],
                   out=out[..., part, :].reshape(*stack, -1, height, count, n).swapaxes(-3, -2))
+
+
+def multiply_planes(matrix: Array, planes: Array, out: Array, pixel: int) -> None:
+    """out = matrix planes: (m, K), (K, n), (m, n) with few rows and long ones, cut between pixels of so many numbers."""
+    (m, k), n = matrix.shape, planes.shape[1]
+    for part, width in _runs(n // pixel, max(1, TILE // (m * k * pixel))):
+        columns = slice(part.start * pixel, part.stop * pixel)
+        np.matmul(matrix, planes[:, columns].reshape(k, -1, width * pixel).swapaxes(0, 1),
+                  out=out[:, columns].reshape(m, -1, width * pixel).swapaxes(0, 1))
 
 
 def multiply_transposed(left: Array, right: Array, out: Array) -> None:
@@ -80,6 +94,7 @@ def sum_of_products(left: Array, right: Array, out: Array) -> None:
             out += products[0]
 
 
+@functools.lru_cache(maxsize=1024)
 def _runs(m: int, most: int) -> list[tuple[slice, int]]:
     """Cut m rows into runs of `most` or a little fewer: (the rows that make runs of one height, the height), and what is left."""
     fewest = max(1, -(-m // most))
@@ -89,6 +104,7 @@ def _runs(m: int, most: int) -> list[tuple[slice, int]]:
     return [(slice(0, whole), height)] * (whole > 0) + [(slice(whole, m), m - whole)] * (m > whole)
 
 
+@functools.lru_cache(maxsize=1024)
 def _width(n: int) -> int:
     """Into how wide tiles n columns are cut: the largest divisor up to WIDTH, or all of them if that is no use."""
     width = next(width for width in range(min(n, WIDTH), 0, -1) if n % width == 0)

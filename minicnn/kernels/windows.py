@@ -8,6 +8,7 @@ and through tap (i, j) output (p, q) sees the pixel (p stride - padding + i dila
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ class Windows:
         """Whether output (p, q) sees pixel (p, q) alone: 1x1, stride 1, no padding."""
         return self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0)
 
-    @property
+    @functools.cached_property
     def reach(self) -> Pair:
         """Rows and columns from the first pixel of a window to behind its last."""
         return self._along(lambda k, d: d * (k - 1) + 1, self.kernel_size, self.dilation)
@@ -84,6 +85,7 @@ class Windows:
     def _along(rule: Any, *pairs: Pair) -> Pair:
         return rule(*(p[0] for p in pairs)), rule(*(p[1] for p in pairs))
 
+    @functools.lru_cache(maxsize=1024)      # noqa: B019 (a few sizes a model; they may stay)
     def out_size(self, in_size: Pair) -> Pair:
         """(H, W) -> (P, Q); ValueError where the padded image is smaller than the window."""
         room = self._along(lambda n, p, r: n + 2 * p - r, in_size, self.padding, self.reach)

@@ -16,14 +16,14 @@ Summed over C channels, each of the 36 products is one of matrices: for every po
 
 One block of tiles, which stays in the cache from the first step to the last (widths in pixels, C or K numbers a pixel):
 
-      image rows       padded rows         B^T down         columns, taken apart     B^T along      x U[f]       A^T both ways
-    +-----------+    +------------+    6 +-------------+     6 x 6 +--------+        +--------+    +--------+     +-----------+
-    | 4 r x W   | -> | 4r+2 x W+2 | -> r |  W+2        | ->  r x   | W / 4  |   ->   | V      | -> | M      | ->  | 4 r x W   |
-    +-----------+    +------------+      +-------------+           +--------+        +--------+    +--------+     +-----------+
+      image rows           B^T down         columns, taken apart     B^T along      x U[f]       A^T both ways    and laid out
+    +------------+     6 +-------------+     6 x 6 +--------+        +--------+    +--------+    16 +--------+    +-----------+
+    | 4r+2 x W   |  -> r |  W+2        | ->  r x   | W / 4  |   ->   | V      | -> | M      | -> r  | W / 4  | -> | 4 r x W   |
+    +------------+       +-------------+           +--------+        +--------+    +--------+       +--------+    +-----------+
 
 Cost for an output pixel: 2.25 C K multiply-adds (4 times fewer than 9 C K, less what tiles hang over the edge); and for the
-three transforms (9 + 13.5) C and (9 + 6) K more, as products with a 6x6 or 4x6 matrix, which the BLAS does at half of its best
-rate, and two copies that lay tiles out. It pays from 16 channels on (32 x 32, two threads: 0.034 ms an image, im2col 0.051), and
+transforms (9 + 13.5) C and 36 K more, as products with a 6x6 and a 16x36 matrix, the first of which the BLAS does at a third
+of its best rate, and two copies that lay tiles out. It pays from 16 channels on (32 x 32, two threads: 0.034 ms an image, im2col 0.051), and
 the more channels there are, the more the products decide.
 
 The price is rounding: values far from 0 grow with the point's powers, and cancel in the end. The usual points, 0, +-1, +-2, make
@@ -40,19 +40,21 @@ The plain kernel that this one must equal is im2col.py's.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from threading import get_ident
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from minicnn import memory
 from minicnn.kernels.blocks import PER_NUMBER, Finish, copy_padded, copy_pixels, slices, threads_for, total
-from minicnn.kernels.elementwise import channelwise
-from minicnn.kernels.tiles import multiply, multiply_transposed, tiled
+from minicnn.kernels.tiles import multiply, multiply_planes, multiply_transposed, tiled
 from minicnn.kernels.windows import Pair, Windows
 from minicnn.threads import get_num_threads, parallel, workspace
 
 Array = np.ndarray[Any, Any]
+S = TypeVar("S")
 
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)        # and infinity
 
@@ -94,42 +96,35 @@ class Block(NamedTuple):
 def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows, finish: Finish | None = None) -> Array:
     """(N, H, W, C), (3, 3, C, K), (K,) -> (N, P, Q, K) with P = H + 2 padding - 2, Q alike."""
     n, h, w, c = image.shape
-    (p, q), k, padding = windows.out_size((h, w)), filters.shape[3], windows.padding
-    across, whole = -(-q // 4), p % 4 == 0 and q % 4 == 0
-    spectrum, inverse = _filter_spectrum(filters), A_T.astype(image.dtype)
+    (p, q), k = windows.out_size((h, w)), filters.shape[3]
+    spectrum = _filter_spectrum(filters)
     y = memory.empty((n, p, q, k), image.dtype)
-
-    def place(block: Block, m: Array) -> None:
-        """A^T M A, to where the block lies in the output."""
-        images, rows = block.size
-        down = workspace("winograd a", (4, 6, m[0].size), image.dtype)
-        np.matmul(inverse, m.reshape(6, 6, -1).transpose(1, 0, 2), out=down.transpose(1, 0, 2))
-        both = workspace("winograd b", (4, 4, images, rows, across, k), image.dtype)
-        np.matmul(inverse, down, out=both.reshape(4, 4, -1))
-        out = y[block.images, 4 * block.tiles.start:4 * block.tiles.stop]
-        laid = out if whole else workspace("winograd a", (images, 4 * rows, 4 * across, k), image.dtype)
-        placed = laid.reshape(images, rows, 4, across, 4, k)
-        if bias is not None:
-            channelwise(np.add, both.reshape(-1, k), bias, both.reshape(-1, k))
-        copy_pixels(both.transpose(2, 3, 0, 4, 1, 5), placed)
-        if not whole:                                                               # tiles that hang over the edge
-            copy_pixels(laid[:, :out.shape[1], :q], out)
-        if finish is not None:
-            finish(out.reshape(-1, k), (block.images.start * p + 4 * block.tiles.start) * q)
-
-    def one(block: Block) -> None:
-        v = _image_spectrum(image, padding, block, across)
-        m = workspace("winograd c", (36, v.shape[1], k), image.dtype)
-        multiply(v, spectrum, m)
-        place(block, m)
+    forth = _own(lambda size: ToSpectrum(image, windows.padding, q, size))
 
     if not _few_tiles(n, p, q, c, k):
-        parallel(one, _blocks(n, p, q, c, k))
+        blocks = _blocks(n, p, q, c, k)
+        most = _most_rows(blocks)
+        back = _own(lambda size: FromSpectrum(y, bias, finish, size, most))
+
+        def one(block: Block) -> None:
+            v, way_back = forth(block.size)(block), back(block.size)
+            multiply(v, spectrum, way_back.m)
+            way_back(block)
+
+        parallel(one, blocks)
         return y
-    v, parts = _all_spectra(lambda block: _image_spectrum(image, padding, block, across), (n, p, q), c, image.dtype)
+    v, parts = _all_spectra(lambda block: forth(block.size)(block), (n, p, q), c, image.dtype)
     m = memory.empty((36, v.shape[1], k), image.dtype)
+    most = _most_rows(block for block, _ in parts)
+    back = _own(lambda size: FromSpectrum(y, bias, finish, size, most))
+
+    def some(part: tuple[Block, slice]) -> None:
+        way_back = back(part[0].size)
+        way_back.m[...] = m[:, part[1]]
+        way_back(part[0])
+
     parallel(lambda f: multiply(v[f:f + 3], spectrum[f:f + 3], m[f:f + 3]), range(0, 36, 3))
-    parallel(lambda part: place(part[0], np.ascontiguousarray(m[:, part[1]])), parts)
+    parallel(some, parts)
     return y
 
 
@@ -145,10 +140,10 @@ def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windo
 def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     """(N, H, W, C), (N, P, Q, K) -> (3, 3, C, K): dg = G^T [ sum over tiles of (B^T d B) * (A dY A^T) ] G."""
     c, (n, p, q, k), dtype = image.shape[3], dy.shape, image.dtype
-    across = -(-q // 4)
+    forth = _own(lambda size: ToSpectrum(image, windows.padding, q, size))
     if _few_tiles(n, p, q, c, k):
-        v, _ = _all_spectra(lambda block: _image_spectrum(image, windows.padding, block, across), (n, p, q), c, dtype)
-        w, _ = _all_spectra(lambda block: _output_spectrum(dy, block, across), (n, p, q), k, dtype)
+        v, _ = _all_spectra(lambda block: forth(block.size)(block), (n, p, q), c, dtype)
+        w, _ = _all_spectra(lambda block: _output_spectrum(dy, block), (n, p, q), k, dtype)
         du = memory.empty((36, c, k), dtype)
         parallel(lambda f: multiply_transposed(v[f:f + 3], w[f:f + 3], du[f:f + 3]), range(0, 36, 3))
         return _filter_gradient(du.reshape(6, 6, -1)).reshape(3, 3, c, k)
@@ -159,8 +154,7 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
         """dU, the sum over some blocks: (36, C, K)."""
         du = memory.empty((36, c, k), dtype)
         for i, block in enumerate(blocks):
-            v = _image_spectrum(image, windows.padding, block, across)
-            w = _output_spectrum(dy, block, across)
+            v, w = forth(block.size)(block), _output_spectrum(dy, block)
             for points in together:
                 product = du[points] if i == 0 else workspace("winograd d", du[points].shape, dtype)
                 multiply_transposed(v[points], w[points], product)
@@ -208,36 +202,113 @@ def _filter_gradient(du: Array) -> Array:
     return dg
 
 
-def _image_spectrum(image: Array, padding: Pair, block: Block, across: int) -> Array:
-    """V = B^T d B of the tiles of a block: (36, T, C), in the workspace b."""
-    (images, rows), (h, w, c), dtype = block.size, image.shape[1:], image.dtype
-    turn, width, (above, left) = B_T.astype(dtype), 4 * across + 2, padding
-    down = workspace("winograd b", (images, rows, 6, width, c), dtype)
-    down[..., :left, :] = down[..., left + w:, :] = 0
-    result = down.reshape(images, rows, 6, -1)[..., left * c:(left + w) * c]
-    seen = image[block.images].reshape(images, h, w * c)
-    tops = [4 * (block.tiles.start + i) - above for i in range(rows)]       # the first row of pixels of each row of tiles
-    inside = [i for i in range(rows) if 0 <= tops[i] <= h - 6]
-    if inside:                                              # their rows of pixels, six by six, as a view
-        step = seen.strides
-        sixes = np.ndarray((images, len(inside), 6, w * c), dtype, seen, tops[inside[0]] * step[1],
-                           (step[0], 4 * step[1], *step[1:]))
-        np.matmul(turn, sixes, out=result[:, inside[0]:inside[-1] + 1])
-    for i in sorted({*range(rows)} - {*inside}):            # over the edge: what lies outside is 0
-        first, behind = max(tops[i], 0), max(tops[i], 0, min(tops[i] + 6, h))
-        np.matmul(turn[:, first - tops[i]:behind - tops[i]], seen[:, first:behind], out=result[:, i])
-    apart = workspace("winograd a", (6, 6, images, rows, across, c), dtype)                    # (down, along, ...)
-    step = down.strides
-    copy_pixels(np.ndarray(apart.shape, dtype, down, 0, (step[2], step[3], step[0], step[1], 4 * step[3], step[4])), apart)
-    v = workspace("winograd b", (6, 6, images * rows * across * c), dtype)
-    np.matmul(turn, apart.reshape(v.shape), out=v)
-    return v.reshape(36, -1, c)
+class ToSpectrum:
+    """V = B^T d B of the tiles of a block, (36, T, C): a thread's arrays for it, as the steps see them.
+
+    Made once for all blocks of a size. Every call of NumPy's that Python hands to a thread, it hands over under its lock; so a block
+    takes as few calls as can be, and nothing is worked out between them that is known beforehand.
+    """
+
+    def __init__(self, image: Array, padding: Pair, q: int, size: Pair) -> None:
+        (images, rows), (h, w, c), dtype = size, image.shape[1:], image.dtype
+        across, left = -(-q // 4), padding[1]
+        self.rows, self.padding, self.turn = rows, padding, B_T.astype(dtype)
+        self.seen = image.reshape(len(image), h, w * c)
+        down = workspace("winograd b", (images, rows, 6, 4 * across + 2, c), dtype)
+        self.margins = [margin for margin in (down[..., :left, :], down[..., left + w:, :]) if margin.size]
+        self.down = down.reshape(images, rows, 6, -1)[..., left * c:(left + w) * c]
+        self.apart = workspace("winograd a", (6, 6, images, rows, across, c), dtype)            # (down, along, ...)
+        step = down.strides
+        self.tiles = np.ndarray(self.apart.shape, dtype, down, 0, (step[2], step[3], step[0], step[1], 4 * step[3], step[4]))
+        self.v = workspace("winograd b", (6, 6, images * rows * across * c), dtype)
+        self.result = self.v.reshape(36, -1, c)
+
+    def __call__(self, block: Block) -> Array:
+        for margin in self.margins:
+            margin[...] = 0
+        seen, turn = self.seen[block.images], self.turn
+        whole, edges = _rows_of_tiles(block.tiles.start, self.rows, self.padding[0], self.seen.shape[1])
+        if whole.stop > whole.start:                        # their rows of pixels, six by six, as a view
+            step, first = seen.strides, 4 * (block.tiles.start + whole.start) - self.padding[0]
+            sixes = np.ndarray((len(seen), whole.stop - whole.start, 6, seen.shape[2]), seen.dtype, seen, first * step[1],
+                               (step[0], 4 * step[1], *step[1:]))
+            np.matmul(turn, sixes, out=self.down[:, whole])
+        for i, inside, pixels in edges:                     # what lies outside is 0
+            np.matmul(turn[:, inside], seen[:, pixels], out=self.down[:, i])
+        copy_pixels(self.tiles, self.apart)
+        np.matmul(turn, self.apart.reshape(self.v.shape), out=self.v)
+        return self.result
 
 
-def _output_spectrum(dy: Array, block: Block, across: int) -> Array:
+@functools.lru_cache(maxsize=256)
+def _rows_of_tiles(start: int, rows: int, above: int, h: int) -> tuple[slice, list[tuple[int, slice, slice]]]:
+    """Of some rows of tiles, those that lie wholly inside the image, and of each of the others (its number, which of its six
+    rows of pixels are inside, where these are in the image)."""
+    tops = [4 * (start + i) - above for i in range(rows)]
+    whole = [i for i in range(rows) if 0 <= tops[i] <= h - 6]
+    edges = [(i, slice(first - tops[i], behind - tops[i]), slice(first, behind)) for i in range(rows) if i not in whole
+             for first, behind in [(max(tops[i], 0), max(tops[i], 0, min(tops[i] + 6, h)))]]
+    return slice(whole[0], whole[-1] + 1) if whole else slice(0, 0), edges
+
+
+class FromSpectrum:
+    """A^T M A + bias of a block, to where it lies in y: a thread's arrays for it, as the steps see them; `m` is to be filled.
+
+    Both ways back are one product, with all 16 x 36 products of a row of A^T and another's numbers. The bias is a 37th
+    row under the 36 of M, and a column of ones beside the matrix.
+    """
+
+    def __init__(self, y: Array, bias: Array | None, finish: Finish | None, size: Pair, most: int) -> None:
+        """size: of the blocks, images and rows of tiles of each; most: rows of tiles of the largest block."""
+        (images, rows), (p, q, k), dtype = size, y.shape[1:], y.dtype
+        across = -(-q // 4)
+        self.y, self.finish, self.count = y, finish, images * rows * across
+        whole = workspace("winograd c", (37, most * across, k), dtype)      # smaller blocks lie alike, and leave the bias be
+        self.m = whole[:36, :self.count]
+        self.planes = whole[:36 + (bias is not None), :self.count].reshape(-1, self.count * k)
+        self.inverse = np.kron(A_T, A_T).astype(dtype)
+        if bias is not None:
+            whole[36] = bias
+            self.inverse = np.append(self.inverse, np.ones((16, 1), dtype), axis=1)
+        self.both = workspace("winograd a", (16, self.count * k), dtype)
+        self.placed = self.both.reshape(4, 4, images, rows, across, k).transpose(2, 3, 0, 4, 1, 5)
+        self.hanging = None if p % 4 == q % 4 == 0 else workspace("winograd b", (images, 4 * rows, 4 * across, k), dtype)
+
+    def __call__(self, block: Block) -> None:
+        p, q, k = self.y.shape[1:]
+        multiply_planes(self.inverse, self.planes, self.both, k)
+        out = self.y[block.images, 4 * block.tiles.start:4 * block.tiles.stop]
+        laid = out if self.hanging is None else self.hanging
+        copy_pixels(self.placed, laid.reshape(self.placed.shape))
+        if self.hanging is not None:                                        # tiles that hang over the edge
+            copy_pixels(laid[:, :out.shape[1], :q], out)
+        if self.finish is not None:
+            self.finish(out.reshape(-1, k), (block.images.start * p + 4 * block.tiles.start) * q)
+
+
+def _most_rows(blocks: Iterable[Block]) -> int:
+    """Rows of tiles of the largest block."""
+    return max((images * rows for images, rows in (block.size for block in blocks)), default=0)
+
+
+def _own(make: Callable[[Pair], S]) -> Callable[[Pair], S]:
+    """make(size of a block), once for each thread that asks, and each size."""
+    made: dict[tuple[int, Pair], S] = {}
+
+    def own(size: Pair) -> S:
+        key = get_ident(), size
+        if key not in made:
+            made[key] = make(size)
+        return made[key]
+
+    return own
+
+
+def _output_spectrum(dy: Array, block: Block) -> Array:
     """W = A dY A^T of the tiles of a block: (36, T, K), in the workspace c."""
     (images, rows), (p, q, k), dtype = block.size, dy.shape[1:], dy.dtype
-    turn, width = A_T.T.astype(dtype), 4 * across
+    turn, across = A_T.T.astype(dtype), -(-q // 4)
+    width = 4 * across
     if p % 4 or q % 4:
         whole = workspace("winograd a", (images, 4 * rows, width, k), dtype)
         copy_padded(dy[block.images], whole, 4 * block.tiles.start, 0)

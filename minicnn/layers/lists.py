@@ -13,6 +13,7 @@ from minicnn.autograd import Tensor
 from minicnn.layers.base import Layer, inside
 from minicnn.layers.steps import Fused, FusedConv2d, ReLU
 from minicnn.layers.summary import Shape
+from minicnn.threads import blas_alone
 
 _fusing: ContextVar[bool] = ContextVar("fusing", default=True)
 
@@ -86,7 +87,8 @@ class Sequential(Layer):
         return shape
 
     def __call__(self, x: Any, train: bool = False, rng: np.random.Generator | None = None) -> Tensor:
-        return super().__call__(x, train, self.rng if rng is None else rng)
+        with blas_alone():
+            return super().__call__(x, train, self.rng if rng is None else rng)
 
     def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
         return run(fused(self.children()) if _fusing.get() else self.children(), x, train, rng)
