@@ -160,9 +160,20 @@ class Progress:
 
 
 def _eval(run: str | None = None, weights: str | None = None, source: str | None = None, root: str | None = None,
+          model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
           batch_size: int = 256, device: str = "auto", as_json: bool = False) -> None:
-    trained = train.load_trained(run, weights, device)
-    test_set = train.held_out(trained.about, source, root)
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std go together: one number a channel in each")
+    normalize = data.Normalize(mean, std) if mean is not None and std is not None else None
+    if model is not None:
+        if run is not None or weights is None or source is None:
+            raise UsageError("--model is for weights from elsewhere: it takes --weights FILE and --data DATA, and no --run")
+        test_set = train.only_held_out(source, root)
+        trained = train.load_published(model, weights, test_set, normalize, device)
+    else:
+        trained = train.load_trained(run, weights, device)
+        trained = trained if normalize is None else trained._replace(normalize=normalize)
+        test_set = train.held_out(trained.about, source, root)
     found = train.evaluate(trained.model, test_set, trained.normalize, batch_size)
     if as_json:
         print(json.dumps({"model": trained.about["model"], "weights": str(trained.path), "data": test_set.name, "loss": found.loss,
@@ -328,6 +339,11 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_which(add)
     add("--data", dest="source", metavar="DATA", help="other images with the same classes: digits, mnist, cifar10 or a folder")
     add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
+    add("--model", metavar="MODEL", help="for weights from elsewhere (.safetensors, .npz, .pth): the model they are of, one of "
+        + ", ".join(models.names()))
+    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default the "
+        "run's own")
+    add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
     add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
@@ -405,6 +421,13 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between, such as 0.485,0.456,0.406") from None
 
 
 def _sizes(form: str) -> Callable[[str], tuple[int, ...]]:

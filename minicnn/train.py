@@ -462,6 +462,30 @@ def load_trained(folder: PathLike | None = None, weights: PathLike | None = None
     return Trained(Path(weights), model, Normalize.from_dict(about["normalize"]), about)
 
 
+def load_published(model: str, weights: PathLike, like: ImageSet, normalize: Normalize | None = None,
+                   device: str = "auto") -> Trained:
+    """A model with weights from elsewhere: built by its name, for images and classes like those of a set.
+
+    normalize: what was done to the pixels that it was trained on. Nobody but its makers knows; by default they are only divided by
+    255, and a warning says so.
+    """
+    if normalize is None:
+        warnings.warn("the pixels are divided by 255 and nothing else; if the weights were trained on normalised images, say how, "
+                      "with --mean and --std (in Python, normalize=Normalize(mean, std))", RuntimeWarning, stacklevel=2)
+        normalize = Normalize((0.0,) * like.images.shape[1], (1.0,) * like.images.shape[1])
+    about = {"model": model, "num_classes": len(like.classes), "in_shape": list(like.images.shape[1:]),
+             "classes": list(like.classes), "dtype": "float32", "device": resolve_device(device), "training": {"seed": 0},
+             "model_options": {}}
+    built = _build(about)
+    built.load_state_dict(load(weights))
+    return Trained(Path(weights), built, normalize, about)
+
+
+def only_held_out(source: str, root: PathLike | None = None) -> ImageSet:
+    """The test images of a source alone: of CIFAR-10, which has five times as many to train on, only they are decoded."""
+    return data.cifar10(root, parts=["test"])[0] if source == "cifar10" and root is not None else read_data(source, root)[1]
+
+
 def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None) -> ImageSet:
     """The images that a run held out, or the test images of another source with the same classes.
 

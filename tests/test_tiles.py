@@ -60,8 +60,9 @@ def test_planes_are_cut_between_pixels(pixel, count, rng, monkeypatch):
 
 
 # (m, K, N) and into how many pieces the sum is cut
-@pytest.mark.parametrize("m, k, n, pieces", [(49, 4608, 512, 16), (1, 4096, 128, 8), (3, 2304, 64, 6), (98, 4608, 64, 32), (49, 2048, 64, 8),
-                                             (300, 4608, 512, 1), (49, 512, 512, 1), (49, 4608, 100, 1), (49, 2053, 64, 1)])
+@pytest.mark.parametrize("m, k, n, pieces", [
+    (49, 4608, 512, 16), (1, 4096, 128, 8), (3, 2304, 64, 6), (98, 4608, 64, 32), (49, 2048, 64, 8),
+    (300, 4608, 512, 1), (49, 512, 512, 1), (49, 4608, 100, 1), (49, 2053, 64, 1)])
 def test_a_long_sum_of_few_rows_is_cut(m, k, n, pieces, rng, threads):
     a, b = random(rng, (m, k), (k, n))
     assert linear._pieces(m, k, n) == pieces

@@ -53,7 +53,7 @@ def _pieces(m: int, k: int, n: int) -> int:
 
 def _sum_of_pieces(a: Array, b: Array, pieces: int, y: Array) -> Array:
     """y = a b, the sum over so many pieces: each of them by whichever thread is free."""
-    (m, k), n, length = a.shape, b.shape[1], a.shape[1] // pieces
+    m, n, length = len(a), b.shape[1], a.shape[1] // pieces
     left = a.reshape(m, pieces, length).swapaxes(0, 1)[:, None]                             # (pieces, 1, m, length)
     right = b.reshape(pieces, length, n // WIDTH, WIDTH).swapaxes(1, 2)                     # (pieces, J, length, WIDTH)
     products = empty(np, (pieces, m, n), a.dtype)

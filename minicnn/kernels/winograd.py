@@ -22,9 +22,9 @@ One block of tiles, which stays in the cache from the first step to the last (wi
     +------------+       +-------------+           +--------+        +--------+    +--------+       +--------+    +-----------+
 
 Cost for an output pixel: 2.25 C K multiply-adds (4 times fewer than 9 C K, less what tiles hang over the edge); and for the
-transforms (9 + 13.5) C and 36 K more, as products with a 6x6 and a 16x36 matrix, the first of which the BLAS does at a third
-of its best rate, and two copies that lay tiles out. It pays from 16 channels on (32 x 32, two threads: 0.034 ms an image, im2col 0.051), and
-the more channels there are, the more the products decide.
+transforms (9 + 13.5) C and 36 K more, as products with a 6x6 and a 16x36 matrix, the first of which the BLAS does at a third of
+its best rate, and two copies that lay tiles out. It pays from 16 channels on (32 x 32, two threads: 0.034 ms an image, im2col
+0.051), and the more channels there are, the more the products decide.
 
 The price is rounding: values far from 0 grow with the point's powers, and cancel in the end. The usual points, 0, +-1, +-2, make
 matrices of small integers, which saves multiplications where they are coded one by one; here they are products with a matrix,
@@ -205,8 +205,8 @@ def _filter_gradient(du: Array) -> Array:
 class ToSpectrum:
     """V = B^T d B of the tiles of a block, (36, T, C): a thread's arrays for it, as the steps see them.
 
-    Made once for all blocks of a size. Every call of NumPy's that Python hands to a thread, it hands over under its lock; so a block
-    takes as few calls as can be, and nothing is worked out between them that is known beforehand.
+    Made once for all blocks of a size. Between two calls of NumPy's a thread holds Python's lock, for which the others wait; so a
+    block takes as few calls as can be, and nothing is worked out between them that is known beforehand.
     """
 
     def __init__(self, image: Array, padding: Pair, q: int, size: Pair) -> None:

@@ -98,8 +98,8 @@ class Layer:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Take over parameters and buffers by name, converted to the model's dtype and device.
 
-        A checkpoint that wraps them ({"state_dict": ...}, names that begin with "module.") is unwrapped. Old files lack
-        num_batches_tracked; that is accepted. strict=False loads what fits and reports the rest.
+        A checkpoint that wraps them ({"state_dict": ...} or "model", names that begin with "module.") is unwrapped. Old files
+        lack num_batches_tracked; that is accepted. strict=False loads what fits and reports the rest.
         Raises ValueError that lists every missing, unexpected and mismatched name, before anything is changed.
         """
         entries = {name: (owner, value) for name, owner, value in self._entries()}
@@ -235,8 +235,11 @@ class LoadReport(NamedTuple):
         return "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names) or "everything fits"
 
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")      # under which checkpoints keep a state, beside other things
+
+
 def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
-    inner = state.get("state_dict", state)
+    inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), state)
     if inner and all(name.startswith("module.") for name in inner):
         return {name.removeprefix("module."): value for name, value in inner.items()}
     return dict(inner)

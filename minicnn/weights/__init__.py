@@ -1,10 +1,11 @@
 """Arrays to files and back: nested dicts of arrays, numbers and strings, in the format that the file's suffix names.
 
-    .npz            NumPy's own, always there
-    .safetensors    one flat table that other libraries read too; needs the safetensors library
+    .npz                    NumPy's own, always there
+    .safetensors            one flat table that other libraries read too; needs the safetensors library
+    .pth, .pt, .th          PyTorch's checkpoints, without PyTorch (pytorch.py)
 
-A nested dict becomes a flat one whose names are joined with "/". Numbers and strings come back as arrays of no dimension.
-Nothing in a file is ever executed. A file appears whole or not at all: it is written beside its place and moved there.
+In the first two a nested dict becomes a flat one whose names are joined with "/". Numbers and strings come back as arrays of no
+dimension. Nothing in a file is ever executed. A file appears whole or not at all: it is written beside its place and moved there.
 """
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from minicnn.backend import is_array, to_numpy
 if TYPE_CHECKING:
     import zipfile
 
-SUFFIXES = (".npz", ".safetensors")
+PYTORCH = (".pth", ".pt", ".th")
+SUFFIXES = (".npz", ".safetensors", *PYTORCH)
 
 
 class WeightsError(ValueError):
@@ -31,19 +33,35 @@ class WeightsError(ValueError):
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a nested dict of arrays, numbers and strings; the old file stays until the new one is whole."""
-    write = {".npz": _write_npz, ".safetensors": _write_safetensors}[_suffix(path)]
-    flat = _flatten(state)
-    atomically(path, lambda temporary: write(temporary, flat))
+    suffix, flat = _suffix(path), _flatten(state)
+    if suffix in PYTORCH:
+        atomically(path, lambda temporary: _write_pytorch(temporary, _nested(state, flat)))
+    else:
+        write = {".npz": _write_npz, ".safetensors": _write_safetensors}[suffix]
+        atomically(path, lambda temporary: write(temporary, flat))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save` wrote: a nested dict of NumPy arrays. Raises FileNotFoundError, or WeightsError for a bad file."""
-    read = {".npz": _read_npz, ".safetensors": _read_safetensors}[_suffix(path)]
+    """Read what `save` wrote, or another library: a nested dict of NumPy arrays.
+
+    Of a PyTorch checkpoint, bfloat16 becomes float32, names that are integers become strings, lists stay lists.
+    Raises FileNotFoundError, or WeightsError for a bad file.
+    """
+    suffix = _suffix(path)
+    if suffix in PYTORCH:
+        _check_there(path)
+        return _read_pytorch(path)
+    read = {".npz": _read_npz, ".safetensors": _read_safetensors}[suffix]
+    _check_there(path)
+    return _unflatten(read(path), path)
+
+
+def _check_there(path: str | os.PathLike[str]) -> None:
+    """A file that is missing, or that may not be read, is no damaged one."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist" if not Path(path).exists() else f"{path} is not a file")
     with open(path, "rb"):
         pass                                        # what this raises, no permission for one, is no sign of damage
-    return _unflatten(read(path), path)
 
 
 def atomically(path: str | os.PathLike[str], write: Callable[[str], None]) -> None:
@@ -174,6 +192,27 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any,
             return {**{name: file.get_tensor(name) for name in file.keys()}, **strings}      # noqa: SIM118 (no dict)
     except (library.SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is damaged or not a safetensors file ({_one_line(error)})") from None
+
+
+def _nested(state: Mapping[str, Any], flat: Mapping[str, np.ndarray[Any, Any]], prefix: str = "") -> dict[str, Any]:
+    """The state as it is nested, with the arrays of the flat one; Python's numbers and strings stay what they are."""
+    return {name: _nested(value, flat, f"{prefix}{name}/") if isinstance(value, Mapping)
+            else value if type(value) in (bool, int, float, str) else flat[prefix + name] for name, value in state.items()}
+
+
+def _write_pytorch(path: str, state: Mapping[str, Any]) -> None:
+    from minicnn.weights.pytorch import write_pytorch
+
+    write_pytorch(path, state)
+
+
+def _read_pytorch(path: str | os.PathLike[str]) -> dict[str, Any]:
+    from minicnn.weights.pytorch import read_pytorch
+
+    try:
+        return read_pytorch(path)
+    except Exception as error:                      # a damaged archive fails in any way it likes
+        raise WeightsError(f"{path} is damaged or not a PyTorch checkpoint ({_one_line(error)})") from None
 
 
 def _one_line(error: Exception) -> str:
