@@ -106,6 +106,27 @@ def test_train_eval_predict(minicnn, here):
     assert out == f"digit 0.png: {best['class']} ({100 * best['probability']:.2f} %)\n"
 
 
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_weights_from_elsewhere(minicnn, here, trained, suffix):
+    """Of a checkpoint that says nothing of its model: the same answers as of the run, if one says what the run says of itself."""
+    folder = trained / "runs" / "digits-tiny-1"
+    run, state = train.load_trained(folder), mc.load(folder / "model.npz")["state_dict"]
+    mc.save(here / f"w{suffix}", {"model": {f"module.{name}": array for name, array in state.items()}, "epoch": 3})
+    mean, std = (",".join(map(repr, values)) for values in (run.normalize.mean, run.normalize.std))
+    expected = json.loads(minicnn("eval", "--run", folder, "--json")[1])
+    elsewhere = ["eval", "--model", "tiny", "--weights", f"w{suffix}", "--data", "digits", "--json"]
+    status, out, err = minicnn(*elsewhere, "--mean", mean, "--std", std)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert {**found, "weights": ""} == {**expected, "weights": ""}
+
+    status, out, err = minicnn(*elsewhere)
+    assert status == 0 and "divided by 255 and nothing else" in err and json.loads(out)["loss"] != found["loss"]
+    overridden = json.loads(minicnn("eval", "--run", folder, "--json", "--mean", "0", "--std", "1")[1])
+    assert overridden["loss"] == json.loads(out)["loss"], "the flags override what the run says"
+
+
 def test_every_flag_arrives(minicnn, here):
     status, _, err = minicnn(
         "train", "--model", "tiny", "--data", "digits", "--epochs", 1, "--batch-size", 100, "--lr", 0.02, "--momentum", 0.8,
@@ -238,6 +259,18 @@ WRONG = [
     ("eval --weights notes.txt", 1, "the suffix names the format", damaged("notes.txt", b"milk, eggs")),
     ("eval --run RUN --data digts", 1, "did you mean 'digits'?", None),
     ("eval --run RUN --batch-size 0", 2, "argument --batch-size", None),
+    ("eval --run RUN --mean 0.5", 2, "--mean and --std go together", None),
+    ("eval --run RUN --mean 0.5,x --std 1", 2, "'0.5,x' is not numbers with commas between", None),
+    ("eval --run RUN --mean 0.5 --std 0", 1, "every std positive", None),
+    ("eval --run RUN --mean 0,0,0 --std 1,1,1", 1, "Normalize with 3 means takes", None),
+    ("eval --model tiny --weights w.pth", 2, "it takes --weights FILE and --data DATA", None),
+    ("eval --model tiny --weights w.pth --data digits --run RUN", 2, "and no --run", None),
+    ("eval --model tiny --weights w.pth --data digits --mean 0 --std 1", 1, "w.pth does not exist", None),
+    ("eval --model tiny --weights w.pth --data digits --mean 0 --std 1", 1, "w.pth is damaged or not a PyTorch checkpoint",
+     damaged("w.pth", b"milk, eggs")),
+    ("eval --model tiny --weights w.pth --data digits --mean 0 --std 1", 1, "1 mismatched: 5.weight: (2, 3) given, (10, ",
+     lambda here: mc.save(here / "w.pth", {"state_dict": {"5.weight": np.zeros((2, 3))}})),
+    ("eval --model resnet2 --weights w.pth --data digits --mean 0 --std 1", 1, "did you mean", None),
     ("predict --run RUN", 2, "IMAGE", None),
     ("predict a.png", 1, "no run in ./runs", None),
     ("predict a.png --run RUN", 1, "a.png: no such file", None),
