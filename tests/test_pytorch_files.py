@@ -421,3 +421,20 @@ def test_a_published_checkpoint(tmp_path):
         again.load_state_dict(mc.load(tmp_path / f"r{suffix}"))
         for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
             np.testing.assert_array_equal(a, b, strict=True, err_msg=name)
+
+
+@torch_only
+def test_safetensors_files_of_pytorch(tmp_path):
+    """With bfloat16, of which NumPy knows nothing; of the types of a byte, one line."""
+    import torch
+    library = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    tensors = {name: (torch.arange(6) % 2).to(getattr(torch, name)).reshape(2, 3)
+               for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")}
+    tensors["more"] = torch.tensor([1.5, -2.0, float("inf"), 1e-40]).bfloat16()
+    library.save_file(tensors, tmp_path / "t.safetensors")
+    state = mc.load(tmp_path / "t.safetensors")
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(state[name], as_numpy(tensor), strict=True, err_msg=name)
+    library.save_file({"w": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "8.safetensors")
+    with pytest.raises(WeightsError, match="numbers of a type that NumPy has not"):
+        mc.load(tmp_path / "8.safetensors")

@@ -27,7 +27,10 @@ STATE = {
     "a 0-d": np.array(2.5, np.float32), "a scalar": np.float64(0.1), "a": 1, "a.npy": 2, "list": [1.0, 2.0]}
 
 
-@pytest.fixture(params=[".npz", ".safetensors"])
+FORMATS = {".npz": "npz", ".safetensors": "safetensors", ".pth": "pytorch"}
+
+
+@pytest.fixture(params=FORMATS)
 def suffix(request):
     if request.param == ".safetensors":
         pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -79,6 +82,7 @@ def test_tensors_are_saved_by_their_numbers(tmp_path, suffix):
     assert_equal({"a": np.arange(3.0)}, mc.load(path))
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"], indirect=True)        # PyTorch itself: test_pytorch_files.py
 def test_other_libraries_read_and_write_the_same_files(tmp_path, suffix):
     path = tmp_path / f"state{suffix}"
     flat = {"conv.weight": np.arange(4, dtype=np.float32).reshape(2, 2), "fc.bias": np.zeros(3)}
@@ -264,7 +268,7 @@ def half_a_file(path, flat):
     raise Failure
 
 
-BREAKS = [lambda m, suffix: m.setattr(weights, {".npz": "_write_npz", ".safetensors": "_write_safetensors"}[suffix], half_a_file),
+BREAKS = [lambda m, suffix: m.setattr(weights, f"_write_{FORMATS[suffix]}", half_a_file),
           lambda m, suffix: m.setattr(os, "fsync", fails), lambda m, suffix: m.setattr(os, "replace", fails)]
 
 
