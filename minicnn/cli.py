@@ -74,6 +74,22 @@ def _train(resume: str | None = "", save_every: int = 0, augment: bool = True, *
         run = train.begin(**options)
     else:
         run = train.resume(train.newest_run() if resume is None else resume, **_may_change(options))
+    _fit(run, save_every)
+
+
+def _finetune(weights: str, save_every: int = 0, augment: bool = True, mean: tuple[float, ...] | None = None,
+              std: tuple[float, ...] | None = None, **options: Any) -> None:
+    if not augment:
+        options.update(shift=0, flip=False)
+    run = train.begin(start=weights, normalize=_normalize(mean, std), **options)
+    share = run.trainer.config.body_lr
+    print(f"weights {weights}: all but the last layer, "
+          + (f"at {share:g} of the learning rate" if share else "frozen; what it makes of each image is computed once"))
+    _fit(run, save_every)
+
+
+def _fit(run: train.Run, save_every: int) -> None:
+    """Train it to its end, and say what comes of it."""
     trainer, about = run.trainer, run.about
     print(f"data    {about['data']}: {about['train_images']:,} images to train on, {about['test_images']:,} held out; "
           f"{' x '.join(map(str, about['in_shape']))}, {about['num_classes']} classes")
@@ -162,9 +178,7 @@ class Progress:
 def _eval(run: str | None = None, weights: str | None = None, source: str | None = None, root: str | None = None,
           model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
           batch_size: int = 256, device: str = "auto", as_json: bool = False) -> None:
-    if (mean is None) != (std is None):
-        raise UsageError("--mean and --std go together: one number a channel in each")
-    normalize = data.Normalize(mean, std) if mean is not None and std is not None else None
+    normalize = _normalize(mean, std)
     if model is not None:
         if run is not None or weights is None or source is None:
             raise UsageError("--model is for weights from elsewhere: it takes --weights FILE and --data DATA, and no --run")
@@ -181,6 +195,12 @@ def _eval(run: str | None = None, weights: str | None = None, source: str | None
     else:
         print(f"{trained.path} on {test_set.name}")
         print(f"{found}")
+
+
+def _normalize(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> data.Normalize | None:
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std go together: one number a channel in each")
+    return data.Normalize(mean, std) if mean is not None and std is not None else None
 
 
 def _predict(images: list[str], run: str | None = None, weights: str | None = None, top: int = 3, device: str = "auto",
@@ -310,30 +330,22 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         return added
 
     add = command(_train, "train a model; without any option, ResNet-20 on scikit-learn's handwritten digits").add_argument
-    add("--data", dest="source", metavar="DATA", help="digits (the default), mnist, cifar10, or a folder of images")
-    add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
-    add("--image-size", type=_sizes("H,W"), metavar="H,W", help="resize and crop the images of a folder")
+    _add_training(add, "for the digits 30")
     add("--model", metavar="MODEL", help="one of " + ", ".join(models.names()))
-    add("--epochs", type=_count, metavar="N", help="times that every image is seen; for the digits 30")
-    add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 32")
-    add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
-    add("--momentum", type=float, metavar="M", help="of SGD, Nesterov's; 0.9")
-    add("--weight-decay", type=float, metavar="D", help="pulls every weight towards 0; for the digits 1e-3")
-    add("--schedule", choices=train.SCHEDULES, help="of the learning rate: cosine (to 0; the default), step (a tenth from half of "
-        "all steps on, a hundredth from three quarters on) or constant")
-    add("--warmup", type=float, metavar="EPOCHS", help="epochs in which the learning rate rises to its highest; 1")
-    add("--label-smoothing", type=float, metavar="SHARE", help="of the target that is spread over all classes; for the digits 0.1")
-    add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, except handwriting, flip them; "
-        "done unless you say --no-augment")
     add("--dtype", choices=["float32", "float64"], help="what is computed in; float32")
-    add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
-    add("--threads", type=_count, metavar="N", help="of the matrix products")
-    add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
-    add("--out", metavar="FOLDER", help="the run's folder, new or empty; by default ./runs/DATA-MODEL-NUMBER")
     add("--resume", nargs="?", metavar="RUN", help="go on with an interrupted run, the newest in ./runs unless named; with more "
         "--epochs also with a finished one, on the schedule of a run with so many")
-    add("--checkpoint-every", dest="save_every", type=_count, metavar="STEPS", help="save behind so many steps, too, not just "
-        "behind every epoch")
+
+    add = command(_finetune, "train a new last layer on a model that knows other images, or all of it, gently").add_argument
+    add("--weights", metavar="FILE", required=True, help="a model.npz of a run, or a checkpoint from elsewhere (.pth, "
+        ".safetensors, .npz), of which --model says what it is of")
+    add("--model", metavar="MODEL", help="one of " + ", ".join(models.names()))
+    add("--body-lr", type=float, metavar="SHARE", help="of the learning rate, for all but the last layer; 0, the default: they are "
+        "frozen, and what they make of each image is computed once")
+    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default what the "
+        "weights' run did, else the training images' own")
+    add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
+    _add_training(add, "10")
 
     add = command(_eval, "count what a trained model gets right of the held-out images").add_argument
     _add_which(add)
@@ -363,6 +375,30 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_bench(laboratory)
     command(_info, "print versions, and the state of the CPU and the GPU backend")
     return parser, {**commands.choices, **laboratory.choices}
+
+
+def _add_training(add: Callable[..., Any], epochs: str) -> None:
+    """The options of a command that trains."""
+    add("--data", dest="source", metavar="DATA", help="digits (the default), mnist, cifar10, or a folder of images")
+    add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
+    add("--image-size", type=_sizes("H,W"), metavar="H,W", help="resize and crop the images of a folder")
+    add("--epochs", type=_count, metavar="N", help=f"times that every image is seen; {epochs}")
+    add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 32")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
+    add("--momentum", type=float, metavar="M", help="of SGD, Nesterov's; 0.9")
+    add("--weight-decay", type=float, metavar="D", help="pulls every weight towards 0; for the digits 1e-3")
+    add("--schedule", choices=train.SCHEDULES, help="of the learning rate: cosine (to 0; the default), step (a tenth from half of "
+        "all steps on, a hundredth from three quarters on) or constant")
+    add("--warmup", type=float, metavar="EPOCHS", help="epochs in which the learning rate rises to its highest; 1")
+    add("--label-smoothing", type=float, metavar="SHARE", help="of the target that is spread over all classes; for the digits 0.1")
+    add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, except handwriting, flip them; "
+        "done unless you say --no-augment")
+    add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
+    add("--threads", type=_count, metavar="N", help="of the matrix products")
+    add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
+    add("--out", metavar="FOLDER", help="the run's folder, new or empty; by default ./runs/DATA-MODEL-NUMBER")
+    add("--checkpoint-every", dest="save_every", type=_count, metavar="STEPS", help="save behind so many steps, too, not just "
+        "behind every epoch")
 
 
 def _add_bench(commands: Any) -> None:

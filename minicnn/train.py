@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn import __version__, data, models, ops, optim, plots
+from minicnn import __version__, data, models, ops, optim, plots, transfer
 from minicnn.autograd import no_grad
 from minicnn.backend import array_module, resolve_device, to_device, to_numpy
-from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, steps_per_epoch
+from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
 from minicnn.data.loading import NAMES
 from minicnn.layers import Sequential
 from minicnn.threads import num_threads
@@ -62,18 +62,25 @@ class Config:
     schedule: str = "cosine"        # falls to 0;  "step": a tenth from half of all steps on, a hundredth from three quarters on
     warmup: float = 1.0             # epochs on a straight line from lr / 10 to lr
     label_smoothing: float = 0.0
+    body_lr: float = 1.0            # the share of the learning rate below the last layer;  0: frozen, and what it makes of each
+                                    # image is computed once, so that images are neither shifted nor flipped
     shift: int = 0                  # each image moves by up to so many pixels, a fresh draw every time
     flip: bool = False              # and is mirrored, left to right, half of the time
     seed: int = 0                   # of the first weights, the order, the augmentation and the dropout
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1}
-        for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "shift", "seed"):
+        for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "body_lr", "shift",
+                     "seed"):
             if not least.get(name, 0) <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least.get(name, 0)}, and finite")
         for name in ("momentum", "label_smoothing"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be below 1")
+        if self.body_lr > 1:
+            raise ValueError(f"body_lr={self.body_lr} is a share of the learning rate, from 0 to 1")
+        if self.body_lr == 0 and (self.shift or self.flip):
+            raise ValueError("body_lr=0 computes what the frozen layers make of an image once, so none can be shifted or flipped")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} must be one of {', '.join(SCHEDULES)}" + _meant(self.schedule, SCHEDULES))
 
@@ -157,7 +164,7 @@ class Trainer:
             _check_fits(model, dataset)
         self.model, self.train_set, self.test_set, self.config = model, train_set, test_set, config
         self.normalize = normalize or normalization_of(train_set)
-        self.optimizer = optim.SGD(model.parameters(), config.lr, config.momentum, config.weight_decay, config.momentum > 0)
+        self.optimizer = optim.SGD(self._groups(), config.lr, config.momentum, config.weight_decay, config.momentum > 0)
         self.drop_last = len(train_set) >= config.batch_size
         self.steps = steps_per_epoch(len(train_set), config.batch_size, drop_last=self.drop_last)      # of one epoch
         self.learning_rate = learning_rate(config, self.steps)
@@ -184,7 +191,7 @@ class Trainer:
                     if save and save_every and self.step % save_every == 0:
                         save(self)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    evaluation = evaluate(self.model, self.test_set, self.normalize)
+                    evaluation = self.evaluate()
                 with uninterrupted():
                     self._end_epoch(evaluation)
                 if save:
@@ -204,6 +211,21 @@ class Trainer:
         loss, correct = to_numpy(self._sums)
         return float(loss) / seen, float(correct) / seen
 
+    def evaluate(self) -> Evaluation:
+        """What the model says to the held-out images now."""
+        return evaluate(self.model, self.test_set, self.normalize)
+
+    def _groups(self) -> list[Any]:
+        """What the optimiser moves; where the body is slower, as two groups, the body's and the head's."""
+        if self.config.body_lr == 1:
+            return self.model.parameters()
+        head = transfer.head_of(self.model)[1].parameters()
+        mine = {id(p) for p in head}
+        return [{"params": [p for p in self.model.parameters() if id(p) not in mine]}, {"params": head}]
+
+    def _logits(self, inputs: np.ndarray[Any, Any]) -> Any:
+        return self.model(_to_input(inputs, self.normalize, self.model), train=True)
+
     def _batches(self) -> Iterator[tuple[Any, Any]]:
         config = self.config
         changed = partial(augment, pad=config.shift, flip=config.flip) if config.shift or config.flip else None
@@ -212,9 +234,11 @@ class Trainer:
 
     def _train_step(self, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
         self.optimizer.lr = self.learning_rate(self.epoch * self.steps + self.step)
+        if self.config.body_lr < 1:
+            self.optimizer.groups[0]["lr"] = self.optimizer.lr * self.config.body_lr
         self.optimizer.zero_grad()
         with np.errstate(over="ignore", invalid="ignore"):      # a loss that diverges is told at the epoch's end
-            logits = self.model(_to_input(images, self.normalize, self.model), train=True)
+            logits = self._logits(images)
             loss = ops.cross_entropy(logits, labels, self.config.label_smoothing)
             loss.backward()
             self.optimizer.step()
@@ -229,7 +253,7 @@ class Trainer:
         if not np.isfinite([loss, evaluation.loss]).all():
             raise FloatingPointError(f"the loss is no number any more ({loss}) behind epoch {self.epoch + 1}: the learning rate "
                                      f"{self.config.lr:g} is too high; begin again with a lower one (--lr {self.config.lr / 10:g})")
-        self.history.append({"epoch": self.epoch + 1, "steps": (self.epoch + 1) * self.steps, "lr": self.optimizer.lr,
+        self.history.append({"epoch": self.epoch + 1, "steps": (self.epoch + 1) * self.steps, "lr": self.optimizer.groups[-1]["lr"],
                              "train_loss": loss, "train_accuracy": accuracy, "test_loss": evaluation.loss,
                              "test_accuracy": evaluation.accuracy, "test_correct": evaluation.correct})
         self.evaluation = evaluation
@@ -256,10 +280,65 @@ class Trainer:
         self._sums = to_device(np.array(state["sums"], self._sums.dtype), self.model.device)
 
 
+class Features(NamedTuple):
+    """What a frozen body makes of the images of a set, (N, D), with their labels: batches are taken from it as from the set."""
+
+    images: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class HeadTrainer(Trainer):
+    """Trains the last layer alone. The layers below are frozen, so what they make of each image is computed once, and kept.
+
+    An epoch then costs a matrix product an image, whatever the body costs.
+    """
+
+    def __init__(self, model: Sequential, train_set: ImageSet, test_set: ImageSet, config: Config,
+                 normalize: Normalize | None = None) -> None:
+        super().__init__(model, train_set, test_set, config, normalize)
+        transfer.freeze_body(model)
+        self.head = transfer.head_of(model)[1]
+        self.known: dict[str, Features] = {}
+
+    def features(self, which: str) -> Features:
+        """Of "train" or "test", computed when they are first asked for."""
+        if which not in self.known:
+            dataset = self.train_set if which == "train" else self.test_set
+            found = transfer.features(self.model, dataset, self.normalize)
+            self.known[which] = Features(found, dataset.labels, dataset.name)
+        return self.known[which]
+
+    def evaluate(self) -> Evaluation:
+        """What the model says to the held-out images now."""
+        seen = self.features("test")
+        with no_grad():
+            logits = self.head(to_device(seen.images, self.model.device))
+            probabilities = to_numpy(ops.softmax(logits).data)
+            loss = float(ops.cross_entropy(logits, seen.labels))
+        return Evaluation(seen.labels, probabilities.argmax(axis=1).astype(np.int64), probabilities.max(axis=1), loss)
+
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        return batches(self.features("train"), self.config.batch_size, seed=self.config.seed, epoch=self.epoch,     # type: ignore[arg-type]
+                       start=self.step, drop_last=self.drop_last)
+
+    def _logits(self, inputs: np.ndarray[Any, Any]) -> Any:
+        return self.head(to_device(inputs, self.model.device), train=True)
+
+
+def trainer_of(model: Sequential, train_set: ImageSet, test_set: ImageSet, config: Config,
+               normalize: Normalize | None = None) -> Trainer:
+    """The trainer that the configuration asks for."""
+    return (Trainer if config.body_lr else HeadTrainer)(model, train_set, test_set, config, normalize)
+
+
 def train(model: Sequential, train_set: ImageSet, test_set: ImageSet, config: Config = Config(), *,     # noqa: B008 (frozen)
           on_epoch: Callable[[Trainer], None] | None = None) -> Trainer:
     """Fit a built model, where it lies, to the training set; nothing is written. The trainer has `.history` and `.evaluation`."""
-    trainer = Trainer(model, train_set, test_set, config)
+    trainer = trainer_of(model, train_set, test_set, config)
     trainer.fit(on_epoch=on_epoch)
     return trainer
 
@@ -342,7 +421,7 @@ class Run:
         trainer = self.trainer
         if trainer.evaluation is None:          # the run was resumed behind its last epoch
             with num_threads(self.about["threads"]):
-                trainer.evaluation = evaluate(trainer.model, trainer.test_set, trainer.normalize)
+                trainer.evaluation = trainer.evaluate()
         return trainer.evaluation
 
     def draw(self) -> list[Path]:
@@ -365,33 +444,53 @@ class Run:
 
 def begin(source: str = "digits", root: PathLike | None = None, *, model: str | None = None,
           image_size: Sequence[int] | None = None, dtype: str = "float32", device: str = "auto", threads: int | None = None,
-          out: PathLike | None = None, **training: Any) -> Run:
+          out: PathLike | None = None, start: PathLike | None = None, normalize: Normalize | None = None, **training: Any) -> Run:
     """A new run: data read, model built, folder made; nothing is trained yet.
 
     source: "digits", "mnist", "cifar10" or a folder of images; `image_size` (H, W) resizes the images of a folder.
     out: a folder that is new or empty; by default runs/DATA-MODEL-NUMBER.
     threads: of the matrix products; by default what suits the size of the images, see `default_threads`.
+    start: weights to begin with, all but the head's (transfer.py): a model.npz, or, with `model`, a checkpoint from elsewhere.
+        The images are made to fit what the model reads.
+    normalize: what is done to the pixels; by default what was done to those that the start was trained on, as far as it says so,
+        else what gives them mean 0 and standard deviation 1.
     training: fields of Config that differ from the defaults for this data.
     """
     if model is not None and model not in models.names():
         models.build(model)                     # says so, before the data are read
     device = resolve_device(device)
     _check_vacant(out)
+    body = load(start) if start is not None else {}
+    before = _parse_about(str(body["about"]), start or "") if "about" in body else {}
+    model = before.get("model", model)
+    if body and model is None:
+        raise ValueError(f"{start} does not say what model it is of: name it, too (--model MODEL)")
     train_set, test_set = read_data(source, root, image_size)
     in_shape, classes = train_set.images.shape[1:], list(train_set.classes)
-    config = Config(**{**default_training(source, in_shape), **training})
+    if body:
+        in_shape = tuple(before.get("in_shape") or (image_size and (3, *image_size)) or models.default_in_shape(str(model)))
+        train_set, test_set = fitted(train_set, in_shape), fitted(test_set, in_shape)
+    fine = default_fine_tuning(training.get("body_lr", 0.0)) if body else {}
+    config = Config(**{**default_training(source, in_shape), **fine, **training})
+    if normalize is None:
+        normalize = Normalize.from_dict(before["normalize"]) if before else normalization_of(train_set)
     model = model or default_model(in_shape)
     about: dict[str, Any] = {
-        "model": model, "model_options": model_options(model, in_shape), "in_shape": list(in_shape), "num_classes": len(classes),
-        "classes": classes, "normalize": normalization_of(train_set).as_dict(), "dtype": str(np.dtype(dtype)),
+        "model": model, "model_options": before.get("model_options", {} if body else model_options(model, in_shape)),
+        "in_shape": list(in_shape), "num_classes": len(classes),
+        "classes": classes, "normalize": normalize.as_dict(), "dtype": str(np.dtype(dtype)),
         "data": source if source in NAMES else str(Path(root or "", source).resolve()),
         "root": str(Path(root).resolve()) if root and source in NAMES else None, "image_size": image_size,
         "train_images": len(train_set), "test_images": len(test_set), "fingerprint": fingerprint(train_set, test_set),
         "training": asdict(config), "device": device, "threads": threads or default_threads(in_shape),
         "versions": {"minicnn": __version__, "numpy": np.__version__, "python": platform.python_version(),
                      "machine": platform.machine()},
+        **({"start": str(Path(start).resolve())} if start is not None else {}),
     }
-    trainer = Trainer(_build(about), train_set, test_set, config)
+    built = _build(about)
+    if body:
+        transfer.load_body(built, body)
+    trainer = trainer_of(built, train_set, test_set, config, normalize)
     folder = _make_folder(out, f"{Path(about['data']).name}-{model}")
     with _saving(folder, cure="begin again"):
         _write_json(folder / "config.json", about)
@@ -407,7 +506,7 @@ def resume(folder: PathLike, *, epochs: int | None = None, device: str | None = 
     """
     folder = Path(folder)
     about = _read_about(folder)
-    train_set, test_set = read_data(about["data"], about["root"], about["image_size"])
+    train_set, test_set = _data_of(about)
     if fingerprint(train_set, test_set) != about["fingerprint"]:
         raise DataError(f"the images of {about['data']} are not those that {folder} began with, and some held out then may be "
                         "trained on now: begin a new run")
@@ -418,7 +517,7 @@ def resume(folder: PathLike, *, epochs: int | None = None, device: str | None = 
             raise ValueError(f"{folder} is in epoch {int(done['epoch']) + 1} already, so it cannot end behind epoch {epochs}")
         about["epochs_before"] = [*about.get("epochs_before", []), about["training"]["epochs"]]
         about["training"]["epochs"] = epochs
-    trainer = Trainer(_build(about), train_set, test_set, Config(**about["training"]), Normalize.from_dict(about["normalize"]))
+    trainer = trainer_of(_build(about), train_set, test_set, Config(**about["training"]), Normalize.from_dict(about["normalize"]))
     if done:
         try:
             trainer.load_state_dict(done)
@@ -492,7 +591,8 @@ def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike
     Warns where the run's own source has changed since: what is held out now may have been trained on.
     """
     own, source, root = source is None, source or about["data"], root or about["root"]
-    train_set, test_set = read_data(source, root, None if source in NAMES else about["image_size"])
+    size = None if source in NAMES else about["image_size"]
+    train_set, test_set = _data_of({**about, "data": source, "root": root, "image_size": size})
     if own and fingerprint(train_set, test_set) != about["fingerprint"]:
         warnings.warn(f"the images of {source} have changed since the run began: some of the {len(test_set)} held out now may "
                       "have been trained on then", RuntimeWarning, stacklevel=2)
@@ -515,6 +615,17 @@ def read_data(source: str, root: PathLike | None = None,
         raise DataError(f"no data set {source!r}: known are {', '.join(NAMES)}, and any folder of images, but {path} does not exist"
                         f"{_meant(source, NAMES)}")
     return data.image_folder(path, size=None if image_size is None else (image_size[0], image_size[1]))
+
+
+def _data_of(about: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
+    """(train, test), as the run reads them: where it began with another's weights, made to fit what the model reads."""
+    sets = read_data(about["data"], about["root"], about["image_size"])
+    return (fitted(sets[0], about["in_shape"]), fitted(sets[1], about["in_shape"])) if "start" in about else sets
+
+
+def default_fine_tuning(body_lr: float) -> dict[str, Any]:
+    """Fields of Config for a new head on a body that was trained before: it learns in a few epochs."""
+    return {"epochs": 10, "body_lr": body_lr, **({} if body_lr else {"shift": 0, "flip": False})}
 
 
 def default_training(source: str, in_shape: tuple[int, ...]) -> dict[str, Any]:

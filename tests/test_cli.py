@@ -127,6 +127,27 @@ def test_weights_from_elsewhere(minicnn, here, trained, suffix):
     assert overridden["loss"] == json.loads(out)["loss"], "the flags override what the run says"
 
 
+def test_a_new_head_on_an_old_body(minicnn, here, trained):
+    """From a run on the digits to a folder of pictures: the body is the run's to the bit, and what was made says what it is."""
+    old = mc.load(trained / "runs" / "digits-tiny-1" / "model.npz")["state_dict"]
+    pictures(here / "pets", size=(8, 8), count=10)
+    status, out, err = minicnn("finetune", "--weights", trained / "runs" / "digits-tiny-1" / "model.npz", "--data", "pets",
+                               "--epochs", 2, "--batch-size", 4)
+    assert (status, err) == (0, "")
+    assert "all but the last layer, frozen" in out and re.search(r"^   2 / 2 ", out, re.M)
+    new = mc.load(here / "runs" / "pets-tiny-1" / "model.npz")["state_dict"]
+    for name, array in new.items():
+        assert (array.tobytes() == old[name].tobytes()) == (not name.startswith("5.")), name
+    status, out, err = minicnn("eval")
+    assert (status, err) == (0, "") and "of 4)" in out
+    assert minicnn("predict", "pets/cat/0.png", "--top", 1)[1].startswith("pets/cat/0.png: ")
+    status, out, err = minicnn("finetune", "--weights", here / "runs" / "pets-tiny-1" / "model.npz", "--data", "digits",
+                               "--body-lr", 0.5, "--no-augment", "--epochs", 1)
+    assert (status, err) == (0, "") and "at 0.5 of the learning rate" in out
+    status, out, err = minicnn("train", "--resume", "runs/digits-tiny-1", "--epochs", 2)
+    assert (status, err) == (0, "") and re.search(r"^   2 / 2 ", out, re.M)
+
+
 def test_every_flag_arrives(minicnn, here):
     status, _, err = minicnn(
         "train", "--model", "tiny", "--data", "digits", "--epochs", 1, "--batch-size", 100, "--lr", 0.02, "--momentum", 0.8,
@@ -136,7 +157,7 @@ def test_every_flag_arrives(minicnn, here):
     about = json.loads((here / "a" / "b" / "config.json").read_text())
     assert about["training"] == {
         "epochs": 1, "batch_size": 100, "lr": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "schedule": "step", "warmup": 0.5,
-        "label_smoothing": 0.2, "shift": 0, "flip": False, "seed": 7}
+        "label_smoothing": 0.2, "body_lr": 1.0, "shift": 0, "flip": False, "seed": 7}
     assert (about["model"], about["dtype"], about["device"], about["threads"]) == ("tiny", "float64", "cpu", 2)
     assert about["classes"] == list("0123456789") and about["num_classes"] == 10 and about["in_shape"] == [1, 8, 8]
     assert mc.load("a/b/model.npz")["state_dict"]["5.weight"].dtype == np.float64
@@ -252,6 +273,15 @@ WRONG = [
     ("train --resume RUN --lr 1", 2, "--lr cannot change in a run that is resumed", None),
     ("train --resume RUN --no-augment", 2, "--no-augment cannot change", None),
     ("train --resume RUN --epochs 1", 1, "cannot end behind epoch 1", None),
+    ("finetune", 2, "--weights", None),
+    ("finetune --weights w.pth --data digits", 1, "w.pth does not exist", None),
+    ("finetune --weights w.pth --data digits", 1, "w.pth does not say what model it is of: name it, too (--model MODEL)",
+     lambda here: mc.save(here / "w.pth", {"a": np.zeros(3)})),
+    ("finetune --weights w.pth --model tiny --data digits", 1, "the state does not fit the model",
+     lambda here: mc.save(here / "w.pth", {"1.weight": np.zeros(3)})),
+    ("finetune --weights w.pth --model tiny --data digits --body-lr 2", 1, "body_lr=2.0 is a share",
+     lambda here: mc.save(here / "w.pth", {"a": np.zeros(3)})),
+    ("finetune --weights w.pth --model tiny --mean 1", 2, "--mean and --std go together", None),
     ("eval", 1, "no run in ./runs has a model.npz", None),
     ("eval --run nowhere", 1, "nowhere is no run's folder", None),
     ("eval --weights nowhere.npz", 1, "nowhere.npz does not exist", None),

@@ -1,4 +1,5 @@
 """The examples run as a reader runs them, and print the numbers that they promise."""
+import os
 import re
 import subprocess
 import sys
@@ -82,5 +83,23 @@ def test_every_example_is_run_here():
 def test_fast_convolution(run):
     output = run("fast_convolution.py", "--quick")
     rows = re.findall(r"^(\S.+?) {2,}([\d.]+) +(?:x \S+)? +(\S+)$", output, re.M)
-    assert [name.split()[0] for name, *_ in rows] == ["the", "im2col", "in", "and", "and", "Winograd", "and", "and"]
+    assert [name.split()[0] for name, *_ in rows] == ["the", "im2col", "in", "and", "and", "Winograd", "and", "and", "and"]
     assert all(float(ms) > 0 for _, ms, _ in rows)
+
+
+def test_transfer_learning(run, tmp_path):
+    for library in ("sklearn", "PIL", "matplotlib"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    weights = Path(os.environ.get("MINICNN_DATA", "")) / "resnet20-12fca82f.th"
+    if not weights.is_file():
+        pytest.skip("MINICNN_DATA names no folder with resnet20-12fca82f.th")
+    output = run("transfer_learning.py", "--weights", weights, "--images", "20", "--epochs", "1", "--out", tmp_path / "curves.png")
+    assert [line.split(":")[0] for line in output.splitlines() if " of 360) in " in line] == ["frozen", "tuned", "from scratch"]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_transfer_learning_without_weights(tmp_path):
+    done = subprocess.run([sys.executable, EXAMPLES / "transfer_learning.py", "--weights", tmp_path / "no.th"], capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == f"{tmp_path / 'no.th'} does not exist\nname the weights with --weights FILE\n"

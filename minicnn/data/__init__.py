@@ -10,7 +10,7 @@ from .folder import image_folder
 from .handwritten import digits, mnist
 from .imageset import ImageSet
 from .loading import load
-from .pictures import read_image
+from .pictures import fitted, read_image
 
 __all__ = [
     "DataError",
@@ -21,6 +21,7 @@ __all__ = [
     "channel_statistics",
     "cifar10",
     "digits",
+    "fitted",
     "image_folder",
     "load",
     "mnist",

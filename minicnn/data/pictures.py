@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from .files import DataError, one_line, reading
-from .imageset import Images
+from .imageset import Images, ImageSet
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 GREY_MODES = frozenset({"1", "L", "LA", "La"})
@@ -79,6 +80,21 @@ def stack(pictures: Sequence[Images], channels: int) -> Images:
     for image, picture in zip(images, pictures, strict=True):
         image[...] = picture
     return images
+
+
+def fitted(dataset: ImageSet, in_shape: Sequence[int]) -> ImageSet:
+    """A set as a model of in_shape (C, H, W) reads it: grey images in all channels; enlarged or shrunk until they just cover
+    (H, W), what sticks out cut off evenly. ValueError for colours that a model of grey images cannot see."""
+    images, (channels, height, width) = dataset.images, in_shape
+    if images.shape[1] not in (1, channels):
+        raise ValueError(f"{dataset.name} has images of {images.shape[1]} channels, but the model takes {channels}; only grey "
+                         "ones can be given more")
+    if images.shape[2:] != (height, width):
+        image_module, image_ops = _pillow()
+        planes = [image_ops.fit(image_module.fromarray(plane), (width, height), image_module.Resampling.BILINEAR)
+                  for plane in images.reshape(-1, *images.shape[2:])]
+        images = np.stack([np.asarray(plane) for plane in planes]).reshape(*images.shape[:2], height, width)
+    return replace(dataset, images=np.ascontiguousarray(np.broadcast_to(images, (len(images), *in_shape))))
 
 
 def _size(picture: Images) -> str:

@@ -103,7 +103,7 @@ class Layer:
         Raises ValueError that lists every missing, unexpected and mismatched name, before anything is changed.
         """
         entries = {name: (owner, value) for name, owner, value in self._entries()}
-        given = {name: _on_the_host(name, value) if name in entries else value for name, value in _unwrapped(state).items()}
+        given = {name: _on_the_host(name, value) if name in entries else value for name, value in unwrapped(state).items()}
         report = LoadReport(
             missing=[n for n in entries if n not in given and not n.endswith("num_batches_tracked")],
             unexpected=[n for n in given if n not in entries],
@@ -238,7 +238,8 @@ class LoadReport(NamedTuple):
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")      # under which checkpoints keep a state, beside other things
 
 
-def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a model's state, in a checkpoint that may keep it beside other things; without "module."."""
     inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), state)
     if inner and all(name.startswith("module.") for name in inner):
         return {name.removeprefix("module."): value for name, value in inner.items()}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +17,17 @@ _BUILDERS: dict[str, Callable[..., Sequential]] = {f.__name__: f for f in (
     resnet18, resnet34, resnet50, resnet101, resnet152,
     resnet20, resnet32, resnet44, resnet56, resnet110)}
 
-__all__ = ["build", "names", *_BUILDERS]
+__all__ = ["build", "default_in_shape", "names", *_BUILDERS]
 
 
 def names() -> list[str]:
     """The names that `build` knows."""
     return list(_BUILDERS)
+
+
+def default_in_shape(name: str) -> tuple[int, ...]:
+    """(C, H, W) of the images that a model is made for, where nothing else is said."""
+    return tuple(inspect.signature(_BUILDERS[name]).parameters["in_shape"].default)
 
 
 def build(name: str, num_classes: int | None = None, in_shape: Sequence[int] | None = None, **options: Any) -> Sequential:
