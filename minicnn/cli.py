@@ -183,7 +183,7 @@ def _eval(run: str | None = None, weights: str | None = None, source: str | None
         if run is not None or weights is None or source is None:
             raise UsageError("--model is for weights from elsewhere: it takes --weights FILE and --data DATA, and no --run")
         test_set = train.only_held_out(source, root)
-        trained = train.load_published(model, weights, test_set, normalize, device)
+        trained = train.load_published(model, weights, test_set.classes, test_set.images.shape[1:], normalize, device)
     else:
         trained = train.load_trained(run, weights, device)
         trained = trained if normalize is None else trained._replace(normalize=normalize)
@@ -203,9 +203,20 @@ def _normalize(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) ->
     return data.Normalize(mean, std) if mean is not None and std is not None else None
 
 
-def _predict(images: list[str], run: str | None = None, weights: str | None = None, top: int = 3, device: str = "auto",
-             as_json: bool = False) -> None:
-    trained = train.load_trained(run, weights, device)
+def _predict(images: list[str], run: str | None = None, weights: str | None = None, model: str | None = None,
+             classes: str | None = None, in_shape: tuple[int, ...] | None = None, mean: tuple[float, ...] | None = None,
+             std: tuple[float, ...] | None = None, top: int = 5, device: str = "auto", as_json: bool = False) -> None:
+    normalize = _normalize(mean, std)
+    names = None if classes is None else _lines(classes)
+    if model is not None:
+        if run is not None or weights is None:
+            raise UsageError("--model is for weights from elsewhere: it takes --weights FILE, and no --run")
+        trained = train.load_published(model, weights, names, in_shape, normalize, device)
+    else:
+        if names is not None or in_shape is not None:
+            raise UsageError("--classes and --in-shape are for weights from elsewhere, with --model; a run knows its own")
+        trained = train.load_trained(run, weights, device)
+        trained = trained if normalize is None else trained._replace(normalize=normalize)
     pixels = [data.read_image(path, trained.about["in_shape"]) for path in images]      # all, before any is answered
     answers = []
     for path, image in zip(images, pixels, strict=True):
@@ -217,7 +228,33 @@ def _predict(images: list[str], run: str | None = None, weights: str | None = No
                           for path, likeliest in answers]))
         return
     for path, likeliest in answers:
-        print(f"{path}: " + ", ".join(f"{name} ({100 * p:.2f} %)" for name, p in likeliest))
+        width = max(len(name) for name, _ in likeliest)
+        print(path)
+        for name, p in likeliest:
+            print(f"  {name:{width}}  {100 * p:6.2f} %  {_bar(p)}".rstrip())
+
+
+def _bar(share: float, width: int = 30) -> str:
+    """A line of so many blocks for the whole, in eighths of a block; of signs that any terminal has, where it has no blocks."""
+    eighths = round(share * width * 8)
+    bar = "\u2588" * (eighths // 8) + " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths % 8].strip()
+    try:
+        bar.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "#" * round(share * width)
+    return bar
+
+
+def _lines(path: str) -> list[str]:
+    """The names in a file, one a line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            names = [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError:
+        names = []
+    if not names:
+        raise ValueError(f"{path} holds no names of classes: write one a line, in the order of the model's outputs")
+    return names
 
 
 def _summary(model: str, classes: int | None = None, in_shape: tuple[int, ...] | None = None, as_json: bool = False) -> None:
@@ -351,17 +388,15 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_which(add)
     add("--data", dest="source", metavar="DATA", help="other images with the same classes: digits, mnist, cifar10 or a folder")
     add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
-    add("--model", metavar="MODEL", help="for weights from elsewhere (.safetensors, .npz, .pth): the model they are of, one of "
-        + ", ".join(models.names()))
-    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default the "
-        "run's own")
-    add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
     add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
     add("images", nargs="+", metavar="IMAGE")
     _add_which(add)
-    add("--top", type=_count, metavar="K", help="classes to name; 3")
+    add("--classes", metavar="FILE", help="with --model: the names of its classes, one a line; by default they are numbered")
+    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="with --model: what images are made to be; by default what the "
+        "model is made for")
+    add("--top", type=_count, metavar="K", help="classes to name; 5")
 
     add = command(_summary, "print a model layer by layer: shapes, parameters, multiply-adds").add_argument
     add("model", metavar="MODEL", help="one of " + ", ".join(models.names()))
@@ -448,7 +483,12 @@ def _add_bench(commands: Any) -> None:
 def _add_which(add: Callable[..., Any]) -> None:
     """The options of a command that uses a trained model."""
     add("--run", metavar="FOLDER", help="the run whose model it is; by default the newest in ./runs")
-    add("--weights", metavar="FILE", help="a model.npz, or, with --run, other weights for its model")
+    add("--weights", metavar="FILE", help="a model.npz; or, with --run, other weights for its model; or, with --model, weights "
+        "from elsewhere (.pth, .safetensors, .npz)")
+    add("--model", metavar="MODEL", help="what weights from elsewhere are of, one of " + ", ".join(models.names()))
+    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default the "
+        "run's own")
+    add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
     add("--device", choices=["auto", "cpu", "cuda"])
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 

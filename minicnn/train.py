@@ -36,6 +36,7 @@ from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
 from minicnn.data.loading import NAMES
 from minicnn.layers import Sequential
+from minicnn.layers.base import unwrapped
 from minicnn.threads import num_threads
 from minicnn.weights import WeightsError, atomically, load, save
 
@@ -561,22 +562,32 @@ def load_trained(folder: PathLike | None = None, weights: PathLike | None = None
     return Trained(Path(weights), model, Normalize.from_dict(about["normalize"]), about)
 
 
-def load_published(model: str, weights: PathLike, like: ImageSet, normalize: Normalize | None = None,
-                   device: str = "auto") -> Trained:
-    """A model with weights from elsewhere: built by its name, for images and classes like those of a set.
+def load_published(model: str, weights: PathLike, classes: Sequence[str] | None = None, in_shape: Sequence[int] | None = None,
+                   normalize: Normalize | None = None, device: str = "auto") -> Trained:
+    """A model with weights from elsewhere, built by its name.
 
+    classes: their names; by default numbers, as many as the last array of the weights has.
+    in_shape: of the images; by default what the model is made for.
     normalize: what was done to the pixels that it was trained on. Nobody but its makers knows; by default they are only divided by
     255, and a warning says so.
     """
+    if model not in models.names():
+        models.build(model)                     # says so, before a file is read
+    shape = tuple(in_shape or models.default_in_shape(model))
+    state = load(weights)
+    if classes is None:
+        last = list(unwrapped(state).values())[-1:]
+        if not last or not np.ndim(last[0]):
+            raise WeightsError(f"{weights} ends in no weights of a last layer, so it does not say how many classes it knows")
+        classes = [str(i) for i in range(len(last[0]))]
     if normalize is None:
         warnings.warn("the pixels are divided by 255 and nothing else; if the weights were trained on normalised images, say how, "
                       "with --mean and --std (in Python, normalize=Normalize(mean, std))", RuntimeWarning, stacklevel=2)
-        normalize = Normalize((0.0,) * like.images.shape[1], (1.0,) * like.images.shape[1])
-    about = {"model": model, "num_classes": len(like.classes), "in_shape": list(like.images.shape[1:]),
-             "classes": list(like.classes), "dtype": "float32", "device": resolve_device(device), "training": {"seed": 0},
-             "model_options": {}}
+        normalize = Normalize((0.0,) * shape[0], (1.0,) * shape[0])
+    about = {"model": model, "num_classes": len(classes), "in_shape": list(shape), "classes": list(classes), "dtype": "float32",
+             "device": resolve_device(device), "training": {"seed": 0}, "model_options": {}}
     built = _build(about)
-    built.load_state_dict(load(weights))
+    built.load_state_dict(state)
     return Trained(Path(weights), built, normalize, about)
 
 

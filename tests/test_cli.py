@@ -99,11 +99,15 @@ def test_train_eval_predict(minicnn, here):
     model = train.load_trained(run)
     probabilities = train.predict(model.model, held_out.images[:12], model.normalize)
     for answer, p in zip(answers, probabilities, strict=True):
-        assert [c["class"] for c in answer["classes"]] == [str(i) for i in np.argsort(-p)[:3]]
-        assert [c["probability"] for c in answer["classes"]] == pytest.approx(sorted(p, reverse=True)[:3], rel=1e-4)
-    status, out, err = minicnn("predict", names[0], "--top", 1, "--run", run)
-    best = answers[0]["classes"][0]
-    assert out == f"digit 0.png: {best['class']} ({100 * best['probability']:.2f} %)\n"
+        assert [c["class"] for c in answer["classes"]] == [str(i) for i in np.argsort(-p)[:5]]
+        assert [c["probability"] for c in answer["classes"]] == pytest.approx(sorted(p, reverse=True)[:5], rel=1e-4)
+    status, out, err = minicnn("predict", *names[:2], "--top", 2, "--run", run)
+    lines = out.splitlines()
+    assert lines[::3] == names[:2]
+    for line, best in zip(lines[1:3], answers[0]["classes"], strict=False):
+        found = re.fullmatch(r"  (\d)  +(\S+) %  ?([\u2588-\u258f#]*)", line)
+        assert (found[1], found[2]) == (best["class"], f"{100 * best['probability']:.2f}")
+        assert abs(len(found[3]) - 30 * best["probability"]) <= 1
 
 
 @pytest.mark.filterwarnings("always::RuntimeWarning")
@@ -123,6 +127,15 @@ def test_weights_from_elsewhere(minicnn, here, trained, suffix):
 
     status, out, err = minicnn(*elsewhere)
     assert status == 0 and "divided by 255 and nothing else" in err and json.loads(out)["loss"] != found["loss"]
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    (here / "names.txt").write_text("\n".join(names) + "\n\n")
+    Image.fromarray(mc.data.digits()[1].images[0, 0]).save("digit.png")
+    said = ["--mean", mean, "--std", std, "--json"]
+    by_run = json.loads(minicnn("predict", "digit.png", "--run", folder, "--json")[1])[0]["classes"]
+    for more, name in ((["--classes", "names.txt"], names.__getitem__), ([], str)):
+        status, out, err = minicnn("predict", "digit.png", "--model", "tiny", "--weights", f"w{suffix}", "--in-shape", "1,8,8", *said, *more)
+        assert (status, err) == (0, "")
+        assert json.loads(out)[0]["classes"] == [{**c, "class": name(int(c["class"]))} for c in by_run]
     overridden = json.loads(minicnn("eval", "--run", folder, "--json", "--mean", "0", "--std", "1")[1])
     assert overridden["loss"] == json.loads(out)["loss"], "the flags override what the run says"
 
@@ -140,7 +153,7 @@ def test_a_new_head_on_an_old_body(minicnn, here, trained):
         assert (array.tobytes() == old[name].tobytes()) == (not name.startswith("5.")), name
     status, out, err = minicnn("eval")
     assert (status, err) == (0, "") and "of 4)" in out
-    assert minicnn("predict", "pets/cat/0.png", "--top", 1)[1].startswith("pets/cat/0.png: ")
+    assert re.match(r"pets/cat/0.png\n  (cat|dog)  ", minicnn("predict", "pets/cat/0.png", "--top", 1)[1])
     status, out, err = minicnn("finetune", "--weights", here / "runs" / "pets-tiny-1" / "model.npz", "--data", "digits",
                                "--body-lr", 0.5, "--no-augment", "--epochs", 1)
     assert (status, err) == (0, "") and "at 0.5 of the learning rate" in out
@@ -173,7 +186,7 @@ def test_a_folder_of_images(minicnn, here):
     assert status == 1 and "pets" in err
     status, out, _ = minicnn("eval", "--data", "beasts")
     assert status == 0 and "(2 of 2)" in out or "(1 of 2)" in out or "(0 of 2)" in out
-    assert minicnn("predict", "beasts/cat/0.png")[1].startswith("beasts/cat/0.png: ")
+    assert re.match(r"beasts/cat/0.png\n  (cat|dog)  ", minicnn("predict", "beasts/cat/0.png")[1])
     Image.new("L", (30, 30)).save("beasts/cat/large.png")
     status, out, _ = minicnn("train", "--data", "beasts", "--image-size", "9,8", "--model", "tiny", "--epochs", 1)
     assert status == 0 and "1 x 9 x 8" in out
@@ -303,6 +316,13 @@ WRONG = [
     ("eval --model resnet2 --weights w.pth --data digits --mean 0 --std 1", 1, "did you mean", None),
     ("predict --run RUN", 2, "IMAGE", None),
     ("predict a.png", 1, "no run in ./runs", None),
+    ("predict a.png --model tiny", 2, "it takes --weights FILE, and no --run", None),
+    ("predict a.png --run RUN --classes names.txt", 2, "a run knows its own", damaged("names.txt", b"cat\ndog\n")),
+    ("predict a.png --model tiny --weights w.pth --classes names.txt", 1, "names.txt: No such file or directory", None),
+    ("predict a.png --model tiny --weights w.pth --classes names.txt", 1, "names.txt holds no names",
+     damaged("names.txt", b"\xff\n")),
+    ("predict a.png --model tiny --weights w.pth --mean 0 --std 1", 1, "it does not say how many classes it knows",
+     lambda here: mc.save(here / "w.pth", {"n": 3})),
     ("predict a.png --run RUN", 1, "a.png: no such file", None),
     ("predict a.png --run RUN", 1, "a.png: not an image that Pillow can read", damaged("a.png", b"meow")),
     ("predict . --run RUN", 1, "Is a directory", None),
