@@ -127,17 +127,18 @@ def test_weights_from_elsewhere(minicnn, here, trained, suffix):
 
     status, out, err = minicnn(*elsewhere)
     assert status == 0 and "divided by 255 and nothing else" in err and json.loads(out)["loss"] != found["loss"]
+    overridden = json.loads(minicnn("eval", "--run", folder, "--json", "--mean", "0", "--std", "1")[1])
+    assert overridden["loss"] == json.loads(out)["loss"], "the flags override what the run says"
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     (here / "names.txt").write_text("\n".join(names) + "\n\n")
     Image.fromarray(mc.data.digits()[1].images[0, 0]).save("digit.png")
     said = ["--mean", mean, "--std", std, "--json"]
     by_run = json.loads(minicnn("predict", "digit.png", "--run", folder, "--json")[1])[0]["classes"]
     for more, name in ((["--classes", "names.txt"], names.__getitem__), ([], str)):
-        status, out, err = minicnn("predict", "digit.png", "--model", "tiny", "--weights", f"w{suffix}", "--in-shape", "1,8,8", *said, *more)
+        status, out, err = minicnn("predict", "digit.png", "--model", "tiny", "--in-shape", "1,8,8", "--weights", f"w{suffix}",
+                                   *said, *more)
         assert (status, err) == (0, "")
         assert json.loads(out)[0]["classes"] == [{**c, "class": name(int(c["class"]))} for c in by_run]
-    overridden = json.loads(minicnn("eval", "--run", folder, "--json", "--mean", "0", "--std", "1")[1])
-    assert overridden["loss"] == json.loads(out)["loss"], "the flags override what the run says"
 
 
 def test_a_new_head_on_an_old_body(minicnn, here, trained):
