@@ -386,8 +386,8 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
     add = command(_eval, "count what a trained model gets right of the held-out images").add_argument
     _add_which(add)
-    add("--data", dest="source", metavar="DATA", help="other images with the same classes: digits, mnist, cifar10 or a folder")
-    add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
+    add("--data", dest="source", metavar="DATA", help="other images with the same classes: the name of a data set, or a folder")
+    add("--root", metavar="FOLDER", help="where the files of mnist, fashion_mnist or cifar10 lie")
     add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
@@ -414,9 +414,11 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
 def _add_training(add: Callable[..., Any], epochs: str) -> None:
     """The options of a command that trains."""
-    add("--data", dest="source", metavar="DATA", help="digits (the default), mnist, cifar10, or a folder of images")
-    add("--root", metavar="FOLDER", help="where the files of mnist or cifar10 lie")
+    add("--data", dest="source", metavar="DATA", help="digits (the default), mnist, fashion_mnist, cifar10, or a folder of images")
+    add("--root", metavar="FOLDER", help="where the files of mnist, fashion_mnist or cifar10 lie")
     add("--image-size", type=_sizes("H,W"), metavar="H,W", help="resize and crop the images of a folder")
+    add("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="leave out files of a folder that are no images or "
+        "damaged, and say which")
     add("--epochs", type=_count, metavar="N", help=f"times that every image is seen; {epochs}")
     add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 32")
     add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
@@ -428,6 +430,7 @@ def _add_training(add: Callable[..., Any], epochs: str) -> None:
     add("--label-smoothing", type=float, metavar="SHARE", help="of the target that is spread over all classes; for the digits 0.1")
     add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, except handwriting, flip them; "
         "done unless you say --no-augment")
+    add("--cutout", type=_count, metavar="PIXELS", help="blacken a square of so many pixels a side, at a random place of each")
     add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
     add("--threads", type=_count, metavar="N", help="of the matrix products")
     add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")

@@ -67,12 +67,13 @@ class Config:
                                     # image is computed once, so that images are neither shifted nor flipped
     shift: int = 0                  # each image moves by up to so many pixels, a fresh draw every time
     flip: bool = False              # and is mirrored, left to right, half of the time
+    cutout: int = 0                 # and a square of so many pixels a side is blackened, at a random place
     seed: int = 0                   # of the first weights, the order, the augmentation and the dropout
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1}
         for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "body_lr", "shift",
-                     "seed"):
+                     "cutout", "seed"):
             if not least.get(name, 0) <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least.get(name, 0)}, and finite")
         for name in ("momentum", "label_smoothing"):
@@ -80,8 +81,9 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name)} must be below 1")
         if self.body_lr > 1:
             raise ValueError(f"body_lr={self.body_lr} is a share of the learning rate, from 0 to 1")
-        if self.body_lr == 0 and (self.shift or self.flip):
-            raise ValueError("body_lr=0 computes what the frozen layers make of an image once, so none can be shifted or flipped")
+        if self.body_lr == 0 and (self.shift or self.flip or self.cutout):
+            raise ValueError("body_lr=0 computes what the frozen layers make of an image once, so none can be shifted, flipped or "
+                             "cut")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} must be one of {', '.join(SCHEDULES)}" + _meant(self.schedule, SCHEDULES))
 
@@ -229,7 +231,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Any, Any]]:
         config = self.config
-        changed = partial(augment, pad=config.shift, flip=config.flip) if config.shift or config.flip else None
+        changed = (partial(augment, pad=config.shift, flip=config.flip, cutout=config.cutout)
+                   if config.shift or config.flip or config.cutout else None)
         return batches(self.train_set, config.batch_size, seed=config.seed, epoch=self.epoch, start=self.step,
                        augmentation=changed, drop_last=self.drop_last)
 
@@ -444,11 +447,13 @@ class Run:
 
 
 def begin(source: str = "digits", root: PathLike | None = None, *, model: str | None = None,
-          image_size: Sequence[int] | None = None, dtype: str = "float32", device: str = "auto", threads: int | None = None,
-          out: PathLike | None = None, start: PathLike | None = None, normalize: Normalize | None = None, **training: Any) -> Run:
+          image_size: Sequence[int] | None = None, skip_bad: bool = False, dtype: str = "float32", device: str = "auto",
+          threads: int | None = None, out: PathLike | None = None, start: PathLike | None = None,
+          normalize: Normalize | None = None, **training: Any) -> Run:
     """A new run: data read, model built, folder made; nothing is trained yet.
 
-    source: "digits", "mnist", "cifar10" or a folder of images; `image_size` (H, W) resizes the images of a folder.
+    source: "digits", "mnist", "fashion_mnist", "cifar10" or a folder of images; of a folder, `image_size` (H, W) resizes the
+        images, and `skip_bad` leaves out files that are no images.
     out: a folder that is new or empty; by default runs/DATA-MODEL-NUMBER.
     threads: of the matrix products; by default what suits the size of the images, see `default_threads`.
     start: weights to begin with, all but the head's (transfer.py): a model.npz, or, with `model`, a checkpoint from elsewhere.
@@ -466,7 +471,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     model = before.get("model", model)
     if body and model is None:
         raise ValueError(f"{start} does not say what model it is of: name it, too (--model MODEL)")
-    train_set, test_set = read_data(source, root, image_size)
+    train_set, test_set = read_data(source, root, image_size, skip_bad)
     in_shape, classes = train_set.images.shape[1:], list(train_set.classes)
     if body:
         in_shape = tuple(before.get("in_shape") or (image_size and (3, *image_size)) or models.default_in_shape(str(model)))
@@ -481,7 +486,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
         "in_shape": list(in_shape), "num_classes": len(classes),
         "classes": classes, "normalize": normalize.as_dict(), "dtype": str(np.dtype(dtype)),
         "data": source if source in NAMES else str(Path(root or "", source).resolve()),
-        "root": str(Path(root).resolve()) if root and source in NAMES else None, "image_size": image_size,
+        "root": str(Path(root).resolve()) if root and source in NAMES else None, "image_size": image_size, "skip_bad": skip_bad,
         "train_images": len(train_set), "test_images": len(test_set), "fingerprint": fingerprint(train_set, test_set),
         "training": asdict(config), "device": device, "threads": threads or default_threads(in_shape),
         "versions": {"minicnn": __version__, "numpy": np.__version__, "python": platform.python_version(),
@@ -614,9 +619,12 @@ def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike
 
 
 # ---------------------------------------------------------------- what suits which data
-def read_data(source: str, root: PathLike | None = None,
-              image_size: Sequence[int] | None = None) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of "digits", "mnist", "cifar10" or a folder of images; those of a folder resized to image_size (H, W)."""
+def read_data(source: str, root: PathLike | None = None, image_size: Sequence[int] | None = None,
+              skip_bad: bool = False) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of "digits", "mnist", "fashion_mnist", "cifar10" or a folder of images.
+
+    image_size: (H, W) that those of a folder are resized to.   skip_bad: leave out its files that are no images.
+    """
     if source in NAMES:
         if image_size is not None:
             raise ValueError(f"image_size={image_size} is for a folder of images; those of {source} have one size")
@@ -625,12 +633,12 @@ def read_data(source: str, root: PathLike | None = None,
     if not path.exists():
         raise DataError(f"no data set {source!r}: known are {', '.join(NAMES)}, and any folder of images, but {path} does not exist"
                         f"{_meant(source, NAMES)}")
-    return data.image_folder(path, size=None if image_size is None else (image_size[0], image_size[1]))
+    return data.image_folder(path, None if image_size is None else (image_size[0], image_size[1]), skip_bad=skip_bad)
 
 
 def _data_of(about: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
     """(train, test), as the run reads them: where it began with another's weights, made to fit what the model reads."""
-    sets = read_data(about["data"], about["root"], about["image_size"])
+    sets = read_data(about["data"], about["root"], about["image_size"], about.get("skip_bad", False))
     return (fitted(sets[0], about["in_shape"]), fitted(sets[1], about["in_shape"])) if "start" in about else sets
 
 
@@ -644,6 +652,7 @@ def default_training(source: str, in_shape: tuple[int, ...]) -> dict[str, Any]:
     known: dict[str, dict[str, Any]] = {
         "digits": {"epochs": 30, "shift": 1, "weight_decay": 1e-3, "label_smoothing": 0.1},
         "mnist": {"epochs": 10, "batch_size": 128, "shift": 2},
+        "fashion_mnist": {"epochs": 20, "batch_size": 128, "shift": 2, "flip": True},
         "cifar10": {"epochs": 60, "batch_size": 128, "shift": 4, "flip": True}}
     return known.get(source, {"epochs": 30, "shift": in_shape[1] // 8, "flip": True})
 

@@ -171,7 +171,7 @@ def test_every_flag_arrives(minicnn, here):
     about = json.loads((here / "a" / "b" / "config.json").read_text())
     assert about["training"] == {
         "epochs": 1, "batch_size": 100, "lr": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "schedule": "step", "warmup": 0.5,
-        "label_smoothing": 0.2, "body_lr": 1.0, "shift": 0, "flip": False, "seed": 7}
+        "label_smoothing": 0.2, "body_lr": 1.0, "shift": 0, "flip": False, "cutout": 0, "seed": 7}
     assert (about["model"], about["dtype"], about["device"], about["threads"]) == ("tiny", "float64", "cpu", 2)
     assert about["classes"] == list("0123456789") and about["num_classes"] == 10 and about["in_shape"] == [1, 8, 8]
     assert mc.load("a/b/model.npz")["state_dict"]["5.weight"].dtype == np.float64
@@ -191,6 +191,18 @@ def test_a_folder_of_images(minicnn, here):
     Image.new("L", (30, 30)).save("beasts/cat/large.png")
     status, out, _ = minicnn("train", "--data", "beasts", "--image-size", "9,8", "--model", "tiny", "--epochs", 1)
     assert status == 0 and "1 x 9 x 8" in out
+
+
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+def test_bad_pictures_are_left_out_if_one_says_so(minicnn, here):
+    pictures(here / "pets")
+    (here / "pets" / "cat" / "9.png").write_bytes(b"meow")
+    status, out, err = minicnn("train", "--data", "pets", "--skip-bad", "--model", "tiny", "--epochs", 1, "--batch-size", 4)
+    assert status == 0 and "8 images to train on, 2 held out" in out
+    assert "note: 1 of 11 image files cannot be read and are left out: " in err and "pets/cat/9.png" in err
+    assert minicnn("eval")[0] == 0
+    status, _, err = minicnn("train", "--data", "pets", "--model", "tiny", "--epochs", 1)
+    assert status == 1 and "pets/cat/9.png: not an image" in err
 
 
 def test_images_of_another_source_must_fit(minicnn, here, trained):

@@ -607,9 +607,26 @@ def test_cifar10_says_what_is_wrong_with_its_archives(tmp_path):
 
 # ---------------------------------------------------------------- by name, and single images
 
+def test_bad_files_are_named_and_left_out_if_one_says_so(tmp_path):
+    files = {**two_classes(4), "cat/bad.png": b"no image", "dog/short.png": two_classes(1)["dog/000.png"][:40]}
+    for root in (write(tmp_path / "pets", files), tar(tmp_path / "pets.tar", files)):
+        with one_line_about("cat/bad.png" if root.is_dir() else "bad.png", "Pillow"):
+            data.image_folder(root)
+        with pytest.warns(RuntimeWarning, match="2 of 10 image files cannot be read and are left out: .*bad.png, .*short.png$"):
+            train, test = data.image_folder(root, skip_bad=True)
+        assert len(train) + len(test) == 8
+    many = {**two_classes(4), **{f"cat/bad{i:02}.png": b"no" for i in range(12)}}
+    with pytest.warns(RuntimeWarning, match="bad09.png and 2 more$"):
+        data.load(str(write(tmp_path / "many", many)), skip_bad=True)
+    with one_line_about("holds no image files but 1 that cannot be read"):
+        data.image_folder(write(tmp_path / "none", {"cat/bad.png": b"no"}), skip_bad=True)
+
 def test_load_finds_each_kind_by_name(tmp_path):
     mnist_half(tmp_path, "t10k", 20)
     assert data.load("mnist", tmp_path)[0].name.startswith("mnist train")
+    train, test = data.load("fashion_mnist", tmp_path)          # the same format under the same names: only the classes are others
+    assert train.name.startswith("fashion_mnist train") and train.classes == test.classes
+    assert (train.classes[0], train.classes[9], len(train.classes)) == ("T-shirt/top", "Ankle boot", 10)
     tar(tmp_path / "cifar10.tar", cifar_images())
     assert data.load("cifar10", str(tmp_path))[1].name == "cifar10 test"
     write(tmp_path / "pets", two_classes(2))
@@ -619,10 +636,10 @@ def test_load_finds_each_kind_by_name(tmp_path):
 
 
 def test_load_says_what_it_needs(tmp_path):
-    for name in ("mnist", "cifar10"):
+    for name in ("mnist", "fashion_mnist", "cifar10"):
         with one_line_about(name, "--root FOLDER"):
             data.load(name)
-    with one_line_about("'minst'", "digits, mnist, cifar10"):
+    with one_line_about("'minst'", "digits, mnist, fashion_mnist, cifar10"):
         data.load("minst", tmp_path)
 
 
@@ -760,10 +777,35 @@ def test_what_an_augmentation_draws_depends_on_the_number_of_images_alone(n, pad
     assert used.random() == plain_rng.random()
 
 
+@unhurried
+@given(seed=st.integers(0, 2**32), cutout=st.integers(1, 9), pad=st.integers(0, 2), shape=st.tuples(
+    st.integers(1, 6), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)))
+def test_a_square_is_cut_out_of_the_augmented_image(seed, cutout, pad, shape):
+    images = np.full(shape, 200, np.uint8)
+    whole = data.augment(images, np.random.default_rng(seed), pad=pad, flip=True)
+    cut = data.augment(images, np.random.default_rng(seed), pad=pad, flip=True, cutout=cutout)
+    height, width = shape[2:]
+    for before, after in zip(whole, cut, strict=True):
+        could_be = []
+        for middle in itertools.product(range(height), range(width)):
+            expected = before.copy()
+            for y, x in itertools.product(range(height), range(width)):
+                if all(0 <= at - (m - cutout // 2) < cutout for at, m in zip((y, x), middle, strict=True)):
+                    expected[:, y, x] = 0
+            could_be.append(expected)
+        assert any(np.array_equal(after, other) for other in could_be)
+
+
+def test_squares_are_cut_out_everywhere():
+    cut = data.augment(np.ones((4000, 1, 4, 5), np.uint8), np.random.default_rng(0), pad=0, flip=False, cutout=1)[:, 0]
+    assert (cut.reshape(4000, -1) == 0).sum(axis=1).tolist() == [1] * 4000
+    assert abs((cut == 0).sum(axis=0) - 200).max() < 60
+
+
 def test_augment_refuses_what_is_no_batch():
-    for shape, pad in (((3, 4, 4), 1), ((1, 3, 4, 4), -1)):
+    for shape, pad, cutout in (((3, 4, 4), 1, 0), ((1, 3, 4, 4), -1, 0), ((1, 3, 4, 4), 0, -1)):
         with pytest.raises(ValueError, match="pad"):
-            data.augment(np.zeros(shape, np.uint8), np.random.default_rng(0), pad=pad, flip=True)
+            data.augment(np.zeros(shape, np.uint8), np.random.default_rng(0), pad=pad, flip=True, cutout=cutout)
 
 
 # ---------------------------------------------------------------- batches

@@ -48,7 +48,7 @@ def squares(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models._BUILDERS, "tiny", tiny)
     monkeypatch.setattr(train, "NAMES", ("squares",))
-    monkeypatch.setattr(train, "read_data", lambda source, root=None, image_size=None: SETS)
+    monkeypatch.setattr(train, "read_data", lambda *_: SETS)
     return tmp_path
 
 
@@ -76,7 +76,7 @@ def reference(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models._BUILDERS, "tiny", tiny)
         patch.setattr(train, "NAMES", ("squares",))
-        patch.setattr(train, "read_data", lambda source, root=None, image_size=None: SETS)
+        patch.setattr(train, "read_data", lambda *_: SETS)
         run = begin(folder)
         run.fit()
         run.draw()

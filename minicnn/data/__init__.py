@@ -7,7 +7,7 @@ from .batching import batches, steps_per_epoch
 from .cifar import cifar10
 from .files import DataError
 from .folder import image_folder
-from .handwritten import digits, mnist
+from .handwritten import digits, fashion_mnist, mnist
 from .imageset import ImageSet
 from .loading import load
 from .pictures import fitted, read_image
@@ -21,6 +21,7 @@ __all__ = [
     "channel_statistics",
     "cifar10",
     "digits",
+    "fashion_mnist",
     "fitted",
     "image_folder",
     "load",

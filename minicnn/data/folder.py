@@ -1,6 +1,7 @@
 """Images as files in folders named after their classes, on the disk or in a tar archive."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from .imageset import Images, ImageSet, hold_out_a_fifth
 from .pictures import SUFFIXES, common_channels, decode, stack
 
 HALVES = ("train", "test", "val")
+NAMED = 10                      # bad files that a warning names
 LAYOUT = "expected CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE (or val/)"
 
 
@@ -25,7 +27,7 @@ class Picture(NamedTuple):
     pixels: Images              # (C, H, W)
 
 
-def image_folder(root: Path | str, size: tuple[int, int] | None = None) -> tuple[ImageSet, ImageSet]:
+def image_folder(root: Path | str, size: tuple[int, int] | None = None, *, skip_bad: bool = False) -> tuple[ImageSet, ImageSet]:
     """(train, test) from image files whose folder names their class.
 
     `root` is a folder, or a tar archive (plain, .gz, .bz2, .xz) of one, with either
@@ -36,6 +38,8 @@ def image_folder(root: Path | str, size: tuple[int, int] | None = None) -> tuple
     Classes are numbered in alphabetical order. Images are RGB unless all of them are grey. They must be of one size,
     unless `size=(H, W)` says which: each is then scaled until it just covers H x W, and its centre cut out.
 
+    skip_bad: leave out files that are no images or damaged, and warn of them by name, where they are an error by default.
+
     Raises
     ------
     DataError
@@ -44,7 +48,7 @@ def image_folder(root: Path | str, size: tuple[int, int] | None = None) -> tuple
         Pillow is not installed.
     """
     root = Path(root)
-    pictures = read_tree(root, size=size)
+    pictures = read_tree(root, size=size, skip_bad=skip_bad)
     halves = {picture.half for picture in pictures}
     name = root.resolve().name.split(".")[0]
     if halves == {None}:
@@ -64,13 +68,15 @@ def image_folder(root: Path | str, size: tuple[int, int] | None = None) -> tuple
 
 
 def read_tree(source: Path, *, size: tuple[int, int] | None = None,
-              halves: Collection[str] | None = None) -> list[Picture]:
-    """Every image file of a folder or an archive, decoded; those of other halves than `halves` are passed over.
+              halves: Collection[str] | None = None, skip_bad: bool = False) -> list[Picture]:
+    """Every image file of a folder or an archive, decoded; those of other halves than `halves` are passed over, and those that
+    cannot be decoded, if skip_bad says so.
 
     Decoding is left to one thread: measured on CIFAR-10's small files, most of it is Python, and a second thread
     fighting for the interpreter's lock made it 1.6 times slower.
     """
     pictures: list[Picture] = []
+    bad: list[str] = []
     for entry in walk(source):
         if entry.name.suffix.lower() not in SUFFIXES:
             continue
@@ -78,9 +84,20 @@ def read_tree(source: Path, *, size: tuple[int, int] | None = None,
         if pictures and above != pictures[0].above:
             raise DataError(f"{entry.where}: not as deep in the same folder as {pictures[0].where}; {LAYOUT}")
         if halves is None or half in halves:
-            pictures.append(Picture(above, half, label, entry.where, decode(entry.read(), entry.where, size=size)))
+            content = entry.read()
+            try:
+                pictures.append(Picture(above, half, label, entry.where, decode(content, entry.where, size=size)))
+            except DataError:
+                if not skip_bad:
+                    raise
+                bad.append(entry.where)
     if not pictures:
-        raise DataError(f"{source}: holds no image files{' in ' + _listed(halves) if halves else ''}; {LAYOUT}")
+        raise DataError(f"{source}: holds no image files{' in ' + _listed(halves) if halves else ''}"
+                        + (f" but {len(bad)} that cannot be read" if bad else "") + f"; {LAYOUT}")
+    if bad:
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        warnings.warn(f"{len(bad)} of {len(bad) + len(pictures)} image files cannot be read and are left out: "
+                      f"{', '.join(bad[:NAMED])}{more}", RuntimeWarning, stacklevel=3)
     return pictures
 
 

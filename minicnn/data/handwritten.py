@@ -1,4 +1,4 @@
-"""Handwritten digits: scikit-learn's small ones, which come with the library, and MNIST from its own files."""
+"""Small grey images: scikit-learn's digits, which come with the library; MNIST and Fashion-MNIST from their own files."""
 from __future__ import annotations
 
 import gzip
@@ -12,6 +12,7 @@ from .files import DataError, reading
 from .imageset import ImageSet, hold_out_a_fifth, labelled
 
 TEN_DIGITS = tuple("0123456789")
+TEN_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def digits(seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -44,20 +45,32 @@ def mnist(root: Path | str) -> tuple[ImageSet, ImageSet]:
     DataError
         No folder, neither half in it, or files that are damaged, of the wrong kind, or do not belong together.
     """
-    root = Path(root)
+    return _idx_files(Path(root), "mnist", "MNIST", TEN_DIGITS)
+
+
+def fashion_mnist(root: Path | str) -> tuple[ImageSet, ImageSet]:
+    """Fashion-MNIST: photographs of clothes in MNIST's format, under the same names of files; so it takes a folder of its own.
+
+    Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017.
+    Raises DataError as `mnist` does.
+    """
+    return _idx_files(Path(root), "fashion_mnist", "Fashion-MNIST", TEN_CLOTHES)
+
+
+def _idx_files(root: Path, name: str, title: str, classes: tuple[str, ...]) -> tuple[ImageSet, ImageSet]:
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; MNIST is read from the folder with its four idx files")
-    train, test = _mnist_half(root, "train"), _mnist_half(root, "t10k")
+        raise DataError(f"{root}: no such folder; {title} is read from the folder with its four idx files")
+    train, test = (_idx_half(root, half, name, classes) for half in ("train", "t10k"))
     if train and test:
         return train, test
     if whole := train or test:
         half = "train" if train else "t10k"
-        return hold_out_a_fifth(ImageSet(whole.images, whole.labels, whole.classes, "mnist"), f"the {half} files")
-    raise DataError(f"{root}: no MNIST here; expected train-images-idx3-ubyte and train-labels-idx1-ubyte, "
+        return hold_out_a_fifth(ImageSet(whole.images, whole.labels, whole.classes, name), f"the {half} files")
+    raise DataError(f"{root}: no {title} here; expected train-images-idx3-ubyte and train-labels-idx1-ubyte, "
                     "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, or either pair, plain or .gz")
 
 
-def _mnist_half(root: Path, half: str) -> ImageSet | None:
+def _idx_half(root: Path, half: str, name: str, classes: tuple[str, ...]) -> ImageSet | None:
     """The images and labels of "train" or "t10k", or None where neither file is there."""
     images, labels = _find_idx(root, half, "images", 3), _find_idx(root, half, "labels", 1)
     if images is None and labels is None:
@@ -65,8 +78,8 @@ def _mnist_half(root: Path, half: str) -> ImageSet | None:
     if images is None or labels is None:
         there, lacking = (labels, "images-idx3") if images is None else (images, "labels-idx1")
         raise DataError(f"{there}: its companion {half}-{lacking}-ubyte (or .gz) is not beside it; put it there")
-    name = "mnist train" if half == "train" else "mnist test"
-    return labelled(read_idx(images, 3)[:, None], read_idx(labels, 1).astype(np.int64), TEN_DIGITS, name, labels)
+    name += " train" if half == "train" else " test"
+    return labelled(read_idx(images, 3)[:, None], read_idx(labels, 1).astype(np.int64), classes, name, labels)
 
 
 def _find_idx(root: Path, half: str, content: str, ndim: int) -> Path | None:
