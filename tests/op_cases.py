@@ -19,6 +19,7 @@ from witnesses import (
     naive_log_softmax,
     naive_matmul,
     naive_max_pool,
+    naive_simam,
     naive_softmax,
     pool_windows,
 )
@@ -359,6 +360,8 @@ def activations() -> Iterator[Case]:
     yield Case("sigmoid", ops.sigmoid, loop(lambda v: 1 / (1 + math.exp(-v))), [normal(3, 4) * 3])
     yield Case("dropout", lambda x: ops.dropout(x, 0.4, train=True, rng=np.random.default_rng(5)), lambda x: x * kept / 0.6,
                [normal(3, 4)])
+    yield Case("simam", ops.simam, naive_simam, [normal(2, 3, 3, 2)])
+    yield Case("simam of two pixels", lambda x: ops.simam(x, 0.5), lambda x: naive_simam(x, 0.5), [normal(2, 3, 1, 2)])
     yield from map(softmax_along, (-1, 0, 1))
     yield from map(log_softmax_along, (-1, 0, 1))
 

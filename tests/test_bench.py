@@ -84,7 +84,8 @@ def test_sizes_of_the_default_models():
     assert {c.in_shape for c in cases.of_models(["vgg16"]) if c.kernel == "linear"} == {(25088,), (4096,)}
     assert len([c for c in cases.of_models(["vgg16"]) if c.kernel == "conv2d"]) == 9        # of 13 layers
     assert cases.of_models(["resnet20"])[0].in_shape == (3, 32, 32)
-    assert cases._default_side("resnet18") == cases._default_side("vgg11_bn") == 224
+    assert cases._default_side("resnet18") == cases._default_side("vgg11_bn") == cases._default_side("googlenet") == 224
+    assert cases._default_side("nin") == 32
     assert cases.default_batch("resnet110") == 128 and cases.default_batch("resnet101") == 4
 
 

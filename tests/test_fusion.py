@@ -10,6 +10,7 @@ from minicnn import layers, models, ops
 from minicnn.layers import (
     AvgPool2d,
     BatchNorm2d,
+    Branches,
     Conv2d,
     Dropout,
     FusedBatchNorm2d,
@@ -77,6 +78,8 @@ MODELS = {
     "a body that ends in conv": plain(conv(), residual([BatchNorm2d, ReLU, conv()], [conv()]), ReLU),
     "a body of one convolution": plain(conv(), lambda: Residual(conv()(), conv()()), ReLU),
     "an empty body": plain(conv(), residual([]), ReLU, residual([], [conv(), BatchNorm2d]), ReLU),
+    "branches": plain(lambda: Branches([conv()(), BatchNorm2d(), ReLU()], [conv()(), ReLU()], [], [MaxPool2d(3, 1, 1), conv()()]),
+                      BatchNorm2d, ReLU, conv(), residual([lambda: Branches([conv()(), BatchNorm2d()])]), ReLU),
     "lists inside lists": plain(conv(), lambda: [BatchNorm2d(), ReLU()], ReLU, residual([lambda: [conv()(), BatchNorm2d()]]), ReLU),
     "residual inside residual": plain(conv(), residual([residual([conv(), BatchNorm2d]), ReLU, conv(), BatchNorm2d]), ReLU),
 }

@@ -10,6 +10,7 @@ from minicnn.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
+    Branches,
     Conv2d,
     Dropout,
     Flatten,
@@ -20,6 +21,7 @@ from minicnn.layers import (
     ReLU,
     Residual,
     Sequential,
+    SimAM,
 )
 
 
@@ -104,6 +106,9 @@ SIZES = [
     (Residual([Conv2d(3, padding=1)]), (3, 5, 5), (3, 5, 5), 84, 81 * 25),
     (Residual([Conv2d(6, stride=2, padding=1)], [Conv2d(6, 1, stride=2)]), (3, 5, 5), (6, 3, 3), 168 + 24, 162 * 9 + 18 * 9),
     (Residual(Linear(4), Linear(4)), (3,), (4,), 32, 24),
+    (Branches([Conv2d(2, 1)], [], MaxPool2d(3, 1, 1)), (3, 5, 4), (8, 5, 4), 8, 6 * 20),
+    (Branches(Linear(4), []), (3,), (7,), 16, 12),
+    (SimAM(), (3, 5, 4), (3, 5, 4), 0, 0),
 ]
 
 
@@ -779,7 +784,8 @@ def test_a_layer_alone_has_a_summary():
     "Conv2d(64)", "Conv2d(64, kernel_size=5, stride=2, padding=(1, 2), dilation=2, groups=4, bias=False)", "BatchNorm2d()",
     "BatchNorm2d(momentum=0.2, eps=0.001)", "Linear(10)", "Linear(10, bias=False)", "ReLU()", "MaxPool2d()",
     "MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=True)", "AvgPool2d(kernel_size=(2, 3))", "AdaptiveAvgPool2d((7, 7))",
-    "GlobalAvgPool2d()", "Flatten()", "Dropout()", "Dropout(p=0.1)", "Sequential([])"])
+    "GlobalAvgPool2d()", "Flatten()", "Dropout()", "Dropout(p=0.1)", "SimAM()", "SimAM(e_lambda=0.01)",
+    "Sequential([])"])
 def test_repr_is_the_call_that_made_it(text):
     assert repr(eval(text)) == text
 
@@ -798,3 +804,4 @@ def test_repr_of_lists_shows_names_and_nesting():
         "        (body) Sequential([",
         "            (0) ReLU()])",
         "        (shortcut) Sequential([]))])"])
+    assert repr(Branches(ReLU().named("first"), [])) == "\n".join(["Branches(", "    (first) ReLU()", "    (1) Sequential([]))"])

@@ -225,7 +225,7 @@ def test_unknown_options_are_errors():
 
 
 def test_the_names_of_the_models():
-    assert set(models.names()) == {*VGG, *RESNET, *(f"resnet{depth}" for depth in CIFAR)}
+    assert set(models.names()) == {*VGG, *RESNET, *(f"resnet{depth}" for depth in CIFAR), "nin", "googlenet"}
     assert all(getattr(models, name).__name__ == name for name in models.names())
     assert models.build("resnet20").out_shape == (10,)
     assert models.build("resnet18", in_shape=(3, 32, 32)).out_shape == (1000,)

@@ -12,6 +12,8 @@ MODELS = {
     "bottlenecks": lambda: models.resnet.resnet(models.resnet.bottleneck, [1, 1, 1, 1], (16, 32, 64, 128), 4, (3, 40, 36),
                                                 dtype=np.float64),
     "vgg11_bn": lambda: models.vgg11_bn(4, (3, 32, 32), hidden=16, pool=2, dtype=np.float64),
+    "nin": lambda: models.nin(4, (3, 12, 11), dtype=np.float64),
+    "googlenet": lambda: models.googlenet(4, (3, 36, 40), dtype=np.float64),
     "vgg11": lambda: models.vgg11(4, (1, 33, 47), hidden=16, pool=1, dtype=np.float64),
 }
 OPTIMIZERS = {"sgd": lambda p: optim.SGD(p, 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True),

@@ -1,5 +1,5 @@
-"""VGG and ResNet written anew from plain torch.nn: witnesses of the models here, with the names of torchvision's state dicts
-(for the CIFAR ResNets, of the public checkpoints). Nothing is shared with the code under test."""
+"""The models written anew from plain torch.nn: witnesses of those here, with the names of torchvision's state dicts (for the CIFAR
+ResNets, of the public checkpoints; for Network in Network, of its Caffe model). Nothing is shared with the code under test."""
 import torch
 from torch import nn
 from torch.nn import functional
@@ -121,6 +121,85 @@ class CifarResNet(nn.Module):
     def forward(self, x):
         x = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
         return self.linear(x.mean((2, 3)))
+
+
+class NetworkInNetwork(nn.Module):
+    def __init__(self, num_classes=10, channels=3):
+        super().__init__()
+        self.conv1, self.cccp1, self.cccp2 = nn.Conv2d(channels, 192, 5, padding=2), nn.Conv2d(192, 160, 1), nn.Conv2d(160, 96, 1)
+        self.conv2, self.cccp3, self.cccp4 = nn.Conv2d(96, 192, 5, padding=2), nn.Conv2d(192, 192, 1), nn.Conv2d(192, 192, 1)
+        self.conv3, self.cccp5 = nn.Conv2d(192, 192, 3, padding=1), nn.Conv2d(192, 192, 1)
+        self.cccp6 = nn.Conv2d(192, num_classes, 1)
+
+    def forward(self, x):
+        for conv in (self.conv1, self.cccp1, self.cccp2):
+            x = torch.relu(conv(x))
+        x = functional.max_pool2d(x, 3, 2, ceil_mode=True)
+        for conv in (self.conv2, self.cccp3, self.cccp4):
+            x = torch.relu(conv(x))
+        x = functional.avg_pool2d(x, 3, 2, ceil_mode=True)
+        for conv in (self.conv3, self.cccp5, self.cccp6):
+            x = torch.relu(conv(x))
+        return x.mean((2, 3))
+
+
+class BasicConv(nn.Module):
+    def __init__(self, c_in, c_out, kernel, stride=1, padding=0):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, eps=0.001)
+
+    def forward(self, x):
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class Inception(nn.Module):
+    """large: the kernel of the third branch."""
+
+    def __init__(self, c_in, one, to_three, three, to_five, five, pooled, large):
+        super().__init__()
+        self.branch1 = BasicConv(c_in, one, 1)
+        self.branch2 = nn.Sequential(BasicConv(c_in, to_three, 1), BasicConv(to_three, three, 3, padding=1))
+        self.branch3 = nn.Sequential(BasicConv(c_in, to_five, 1), BasicConv(to_five, five, large, padding=(large - 1) // 2))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1, ceil_mode=True), BasicConv(c_in, pooled, 1))
+
+    def forward(self, x):
+        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
+
+
+class GoogLeNet(nn.Module):
+    """With batch norm and without the auxiliary heads. The numbers are table 1's of the paper, row by row."""
+
+    def __init__(self, num_classes=1000, large=5, channels=3):
+        super().__init__()
+        self.conv1 = BasicConv(channels, 64, 7, 2, 3)
+        self.conv2 = BasicConv(64, 64, 1)
+        self.conv3 = BasicConv(64, 192, 3, 1, 1)
+        self.inception3a = Inception(192, 64, 96, 128, 16, 32, 32, large)
+        self.inception3b = Inception(256, 128, 128, 192, 32, 96, 64, large)
+        self.inception4a = Inception(480, 192, 96, 208, 16, 48, 64, large)
+        self.inception4b = Inception(512, 160, 112, 224, 24, 64, 64, large)
+        self.inception4c = Inception(512, 128, 128, 256, 24, 64, 64, large)
+        self.inception4d = Inception(512, 112, 144, 288, 32, 64, 64, large)
+        self.inception4e = Inception(528, 256, 160, 320, 32, 128, 128, large)
+        self.inception5a = Inception(832, 256, 160, 320, 32, 128, 128, large)
+        self.inception5b = Inception(832, 384, 192, 384, 48, 128, 128, large)
+        self.fc = nn.Linear(1024, num_classes)
+
+    def forward(self, x):
+        x = functional.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True)
+        x = functional.max_pool2d(self.conv3(self.conv2(x)), 3, 2, ceil_mode=True)
+        x = functional.max_pool2d(self.inception3b(self.inception3a(x)), 3, 2, ceil_mode=True)
+        x = self.inception4e(self.inception4d(self.inception4c(self.inception4b(self.inception4a(x)))))
+        x = functional.max_pool2d(x, 2, 2, ceil_mode=True)
+        return self.fc(self.inception5b(self.inception5a(x)).mean((2, 3)))
+
+
+def simam(x, e_lambda=1e-4):
+    """In the words of the authors' module."""
+    n = x.shape[2] * x.shape[3] - 1
+    square = (x - x.mean((2, 3), keepdim=True)).pow(2)
+    return x * torch.sigmoid(square / (4 * (square.sum((2, 3), keepdim=True) / n + e_lambda)) + 0.5)
 
 
 def take_over(net, model):

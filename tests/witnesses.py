@@ -302,6 +302,19 @@ def naive_batch_norm(x: np.ndarray[Any, Any], weight: Any, bias: Any, eps: float
     return y
 
 
+def naive_simam(x: np.ndarray[Any, Any], eps: float = 1e-4) -> np.ndarray[Any, Any]:
+    """Each pixel by its distance from its channel's mean, against the variance over n - 1, summed exactly."""
+    y = np.zeros(x.shape)
+    for n, c in np.ndindex(*x.shape[:2]):
+        values = [float(v) for v in x[n, c].ravel()]
+        mean = math.fsum(values) / len(values)
+        var = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
+        for h, w in np.ndindex(*x.shape[2:]):
+            e = (x[n, c, h, w] - mean) ** 2 / (4 * (var + eps)) + 0.5
+            y[n, c, h, w] = x[n, c, h, w] / (1 + math.exp(-e))
+    return y
+
+
 def naive_softmax(x: np.ndarray[Any, Any], axis: int = -1) -> np.ndarray[Any, Any]:
     rows = np.moveaxis(x, axis, -1)
     y = np.zeros(rows.shape)

@@ -91,9 +91,9 @@ def _options(model: str, quick: bool) -> dict[str, Any]:
 
 
 def _default_side(model: str) -> int:
-    """CIFAR's ResNets, of depth 6 n + 2, read 32 x 32 pixels; the others 224 x 224."""
+    """CIFAR's ResNets, of depth 6 n + 2, and Network in Network read 32 x 32 pixels; the others 224 x 224."""
     depth = re.fullmatch(r"resnet(\d+)", model)
-    return 32 if depth and int(depth[1]) in (20, 32, 44, 56, 110) else 224
+    return 32 if model == "nin" or (depth and int(depth[1]) in (20, 32, 44, 56, 110)) else 224
 
 
 @functools.cache

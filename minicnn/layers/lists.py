@@ -1,4 +1,4 @@
-"""Lists of layers: one after the other, or beside a shortcut; and how neighbours in a list are run as one."""
+"""Lists of layers: one after the other, beside a shortcut, or side by side; and how neighbours in a list are run as one."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +53,25 @@ def run(layers: Iterable[tuple[str, Layer]], x: Tensor, train: bool, rng: np.ran
         with inside(*_first(name, layer)):
             x = layer(x, train, rng)
     return x
+
+
+def build_beside(layers: Iterable[tuple[str, Layer]], in_shape: Shape, rng: np.random.Generator,
+                 dtype: np.dtype[Any]) -> list[Shape]:
+    """Build each of the layers for the same input: their output shapes; an error names the layer."""
+    shapes = []
+    for name, layer in layers:
+        with inside(name, layer):
+            shapes.append(layer.build(in_shape, rng, dtype))
+    return shapes
+
+
+def run_beside(layers: Iterable[tuple[str, Layer]], x: Tensor, train: bool, rng: np.random.Generator | None) -> list[Tensor]:
+    """What each of the layers makes of the same x; an error names the layer."""
+    results = []
+    for name, layer in layers:
+        with inside(name, layer):
+            results.append(layer(x, train, rng))
+    return results
 
 
 def _first(name: str, layer: Layer) -> tuple[str, Layer]:
@@ -123,10 +142,7 @@ class Residual(Layer):
                 ("shortcut" if self.shortcut.name is None else self.shortcut.name, self.shortcut)]
 
     def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
-        shapes = []
-        for name, branch in self.children():
-            with inside(name, branch):
-                shapes.append(branch.build(in_shape, rng, dtype))
+        shapes = build_beside(self.children(), in_shape, rng, dtype)
         if shapes[0] != shapes[1]:
             raise ValueError(f"Residual adds its body, {in_shape} -> {shapes[0]}, to its shortcut, {in_shape} -> {shapes[1]}: "
                              "the two must end in one shape; give the shortcut a 1x1 convolution of the body's channels and stride")
@@ -141,15 +157,43 @@ class Residual(Layer):
 
     def branches(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> list[Tensor]:
         """What the body and the shortcut make of x."""
-        results = []
-        for name, branch in self.children():
-            with inside(name, branch):
-                results.append(branch(x, train, rng))
-        return results
+        return run_beside(self.children(), x, train, rng)
 
     def __repr__(self) -> str:
         inside = "".join(f"\n    ({name or '-'}) " + repr(branch).replace("\n", "\n    ") for name, branch in self.children())
         return f"Residual({inside})"
+
+
+class Branches(Layer):
+    """Run several layers or lists on the same input and join their channels, in order; an empty list joins the input itself.
+
+    (C, H, W) -> (the sum of the branches' channels, P, Q).   dx is the sum of what comes back through the branches, each of which
+    gets its own channels of dy.
+    Source: Szegedy et al., "Going Deeper with Convolutions", 2014.
+    """
+
+    def __init__(self, *branches: Layer | list[Any]) -> None:
+        if not branches:
+            raise ValueError("Branches needs at least one branch, a layer or a list of layers: Branches([Conv2d(8, 1)], [])")
+        self.layers = [_as_layer(branch, i) for i, branch in enumerate(branches)]
+
+    def children(self) -> Iterable[tuple[str, Layer]]:
+        return [(str(i) if layer.name is None else layer.name, layer) for i, layer in enumerate(self.layers)]
+
+    def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
+        shapes = build_beside(self.children(), in_shape, rng, dtype)
+        if len({shape[1:] for shape in shapes}) > 1:
+            ends = ", ".join(f"{name} in {shape}" for (name, _), shape in zip(self.children(), shapes, strict=True))
+            raise ValueError(f"Branches joins channels, so from {in_shape} its branches must end in one height and width; {ends}: "
+                             "give them the same stride, and each kernel the padding that keeps the size")
+        return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+    def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
+        return ops.concatenate(run_beside(self.children(), x, train, rng), axis=1)
+
+    def __repr__(self) -> str:
+        inside = "".join(f"\n    ({name or '-'}) " + repr(branch).replace("\n", "\n    ") for name, branch in self.children())
+        return f"Branches({inside})"
 
 
 class FusedResidual(Fused):

@@ -206,6 +206,26 @@ class Flatten(Layer):
         return x.reshape(len(x), int(np.prod(x.shape[1:])))
 
 
+class SimAM(Layer):
+    """Scale each pixel by how much it stands out of its channel (`ops.simam`): (C, H, W) -> the same. No parameters.
+
+    e_lambda: the lambda of the paper. In a residual block it stands behind the last batch norm of the body.
+    """
+
+    def __init__(self, e_lambda: float = 1e-4) -> None:
+        self.e_lambda = e_lambda
+
+    def infer(self, in_shape: Shape, rng: np.random.Generator, dtype: np.dtype[Any]) -> Shape:
+        _, h, w = image_shape("SimAM", in_shape)
+        if h * w < 2:
+            raise ValueError(f"SimAM measures a pixel by the others of its channel, and {in_shape} has one pixel a channel: "
+                             "leave it out where the image has shrunk so far")
+        return in_shape
+
+    def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
+        return ops.simam(x, self.e_lambda)
+
+
 class Dropout(Layer):
     """Zero a random share p of the numbers in training (`ops.dropout`)."""
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minicnn.layers import Sequential
+from minicnn.models.inception import googlenet
+from minicnn.models.network_in_network import nin
 from minicnn.models.resnet import (
     resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnet101, resnet110, resnet152,
 )
@@ -15,7 +17,8 @@ from minicnn.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn
 _BUILDERS: dict[str, Callable[..., Sequential]] = {f.__name__: f for f in (
     vgg11, vgg13, vgg16, vgg19, vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn,
     resnet18, resnet34, resnet50, resnet101, resnet152,
-    resnet20, resnet32, resnet44, resnet56, resnet110)}
+    resnet20, resnet32, resnet44, resnet56, resnet110,
+    nin, googlenet)}
 
 __all__ = ["build", "default_in_shape", "names", *_BUILDERS]
 

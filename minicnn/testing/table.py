@@ -179,6 +179,7 @@ CASES: dict[str, list[Case]] = {
     "relu": _each(ops.relu, X),
     "reshape": _each(lambda x: ops.reshape(x, (2, -1)), X),
     "sigmoid": _each(ops.sigmoid, X),
+    "simam": [Case(ops.simam, [IMAGE]), Case(lambda x: ops.simam(x, 0.5), [_numbers(2, 3, 1, 2)])],
     "softmax": [Case(lambda x, axis=axis: ops.softmax(x, axis), [X]) for axis in (-1, 0)],
     "softmax_cross_entropy": _each(lambda z: ops.softmax_cross_entropy(z, LABELS, 0.2), X),
     "sqrt": _each(ops.sqrt, _positive(3, 4)),
