@@ -387,7 +387,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add = command(_eval, "count what a trained model gets right of the held-out images").add_argument
     _add_which(add)
     add("--data", dest="source", metavar="DATA", help="other images with the same classes: the name of a data set, or a folder")
-    add("--root", metavar="FOLDER", help="where the files of mnist, fashion_mnist or cifar10 lie")
+    add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
     add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
@@ -414,8 +414,8 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
 def _add_training(add: Callable[..., Any], epochs: str) -> None:
     """The options of a command that trains."""
-    add("--data", dest="source", metavar="DATA", help="digits (the default), mnist, fashion_mnist, cifar10, or a folder of images")
-    add("--root", metavar="FOLDER", help="where the files of mnist, fashion_mnist or cifar10 lie")
+    add("--data", dest="source", metavar="DATA", help=f"{', '.join(train.NAMES)} (the default: digits), or a folder of images")
+    add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
     add("--image-size", type=_sizes("H,W"), metavar="H,W", help="resize and crop the images of a folder")
     add("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="leave out files of a folder that are no images or "
         "damaged, and say which")

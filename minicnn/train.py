@@ -452,8 +452,8 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
           normalize: Normalize | None = None, **training: Any) -> Run:
     """A new run: data read, model built, folder made; nothing is trained yet.
 
-    source: "digits", "mnist", "fashion_mnist", "cifar10" or a folder of images; of a folder, `image_size` (H, W) resizes the
-        images, and `skip_bad` leaves out files that are no images.
+    source: "digits", "mnist", "fashion_mnist", "cifar10", "cifar100" or a folder of images; of a folder, `image_size` (H, W)
+        resizes the images, and `skip_bad` leaves out files that are no images.
     out: a folder that is new or empty; by default runs/DATA-MODEL-NUMBER.
     threads: of the matrix products; by default what suits the size of the images, see `default_threads`.
     start: weights to begin with, all but the head's (transfer.py): a model.npz, or, with `model`, a checkpoint from elsewhere.
@@ -621,7 +621,7 @@ def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike
 # ---------------------------------------------------------------- what suits which data
 def read_data(source: str, root: PathLike | None = None, image_size: Sequence[int] | None = None,
               skip_bad: bool = False) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of "digits", "mnist", "fashion_mnist", "cifar10" or a folder of images.
+    """(train, test) of "digits", "mnist", "fashion_mnist", "cifar10", "cifar100" or a folder of images.
 
     image_size: (H, W) that those of a folder are resized to.   skip_bad: leave out its files that are no images.
     """
@@ -653,7 +653,7 @@ def default_training(source: str, in_shape: tuple[int, ...]) -> dict[str, Any]:
         "digits": {"epochs": 30, "shift": 1, "weight_decay": 1e-3, "label_smoothing": 0.1},
         "mnist": {"epochs": 10, "batch_size": 128, "shift": 2},
         "fashion_mnist": {"epochs": 20, "batch_size": 128, "shift": 2, "flip": True},
-        "cifar10": {"epochs": 60, "batch_size": 128, "shift": 4, "flip": True}}
+        **dict.fromkeys(("cifar10", "cifar100"), {"epochs": 60, "batch_size": 128, "shift": 4, "flip": True})}
     return known.get(source, {"epochs": 30, "shift": in_shape[1] // 8, "flip": True})
 
 

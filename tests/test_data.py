@@ -573,7 +573,8 @@ def test_cifar10_says_what_is_wrong_with_its_files(tmp_path):
     (tmp_path / "cifar-10-batches-py/data_batch_3").unlink()
     with one_line_about("data_batch_3", "cifar-10-batches-py"):
         data.cifar10(tmp_path)
-    for wrong, words in [(good[:-500], "data_batch_3"), (b"", "EOFError"), (b"<html></html>", "not a pickled batch"),
+    for wrong, words in [(good[:-500], "data_batch_3"), (b"", "pickle exhausted before seeing STOP"),
+                         (b"<html></html>", "not a pickled batch"),
                          (pickle.dumps([1, 2]), "not a pickled batch"), (pickle.dumps({"labels": labels}), "KeyError"),
                          (pickle.dumps({"data": rows.astype(np.float32), "labels": labels}, protocol=4), "f4"),
                          (python2_pickle(rows[:, :-1], labels), "(10, 3071)"),
@@ -603,6 +604,53 @@ def test_cifar10_says_what_is_wrong_with_its_archives(tmp_path):
     images["train/frog/0000.jpg"] = encode(np.zeros((31, 32, 3)), "jpg")
     with one_line_about("frog/0000.jpg", "31 x 32"):
         data.cifar10(tar(tmp_path / "cifar10.tar", images))
+
+
+# ---------------------------------------------------------------- CIFAR-100
+
+NAMES100 = [f"thing_{i}" for i in range(100)]
+
+
+def cifar100_files(version: str) -> tuple[dict[str, bytes], dict[str, tuple[np.ndarray, list[int]]]]:
+    """The files of the python or the binary version, and the rows and fine labels in them."""
+    parts = {part: (RNG.integers(0, 256, (n, 3072)).astype(np.uint8), [(7 * i) % 100 for i in range(n)])
+             for part, n in (("train", 30), ("test", 20))}
+    if version == "python":
+        files = {part: pickle.dumps({"data": rows, "fine_labels": labels, "coarse_labels": [0] * len(rows), "filenames": ["a"]}, 2)
+                 for part, (rows, labels) in parts.items()}
+        files["meta"] = pickle.dumps({"fine_label_names": NAMES100, "coarse_label_names": ["thing"]}, 2)
+    else:
+        files = {f"{part}.bin": np.hstack([np.full((len(rows), 1), 3), np.array(labels)[:, None], rows]).astype(np.uint8).tobytes()
+                 for part, (rows, labels) in parts.items()}
+        files["fine_label_names.txt"] = "\n".join(NAMES100).encode() + b"\n"
+    return {f"cifar-100-{version}/{name}": content for name, content in files.items()}, parts
+
+
+@pytest.mark.parametrize("version", ["python", "binary"])
+@pytest.mark.parametrize("at", ["archive", "beside archive", "folder", "beside folder"])
+def test_cifar100_reads_the_published_files(tmp_path, version, at):
+    files, parts = cifar100_files(version)
+    write(tmp_path, files) if "folder" in at else tar(tmp_path / f"cifar-100-{version}.tar.gz", files)
+    root = {"archive": tmp_path / f"cifar-100-{version}.tar.gz", "folder": tmp_path / f"cifar-100-{version}"}.get(at, tmp_path)
+    for found, (name, (rows, labels)) in zip(data.load("cifar100", root), parts.items(), strict=True):
+        assert (found.name, found.classes) == (f"cifar100 {name}", tuple(NAMES100))
+        assert np.array_equal(found.images.reshape(-1, 3072), rows) and found.labels.tolist() == labels
+
+
+def test_cifar100_says_what_is_wrong_with_its_files(tmp_path):
+    with one_line_about(tmp_path, "no train, test, meta of CIFAR-100"):
+        data.cifar100(tmp_path)
+    for version, name, wrong, words in [
+            ("python", "meta", pickle.dumps({"fine_label_names": ["a"]}), "1 names of classes"),
+            ("python", "meta", b"x", "names of classes"), ("python", "train", pickle.dumps({"data": 1}), "not a pickled batch"),
+            ("binary", "test.bin", b"xx", "records of 3074"), ("binary", "fine_label_names.txt", None, "no fine_"),
+            ("python", "test", pickle.dumps(Malicious(os.mkdir, "x")), "nothing was run")]:
+        files, _ = cifar100_files(version)
+        folder = tmp_path / f"{version} {name} {words}"
+        files[f"cifar-100-{version}/{name}"] = wrong
+        write(folder, {path: content for path, content in files.items() if content is not None})
+        with one_line_about(words):
+            data.cifar100(folder)
 
 
 # ---------------------------------------------------------------- by name, and single images
@@ -636,10 +684,10 @@ def test_load_finds_each_kind_by_name(tmp_path):
 
 
 def test_load_says_what_it_needs(tmp_path):
-    for name in ("mnist", "fashion_mnist", "cifar10"):
+    for name in ("mnist", "fashion_mnist", "cifar10", "cifar100"):
         with one_line_about(name, "--root FOLDER"):
             data.load(name)
-    with one_line_about("'minst'", "digits, mnist, fashion_mnist, cifar10"):
+    with one_line_about("'minst'", "digits, mnist, fashion_mnist, cifar10, cifar100"):
         data.load("minst", tmp_path)
 
 

@@ -4,7 +4,7 @@ Every data set comes as (train, test), two `ImageSet`s. Whatever is wrong with f
 """
 from .augmentation import Normalize, augment, channel_statistics
 from .batching import batches, steps_per_epoch
-from .cifar import cifar10
+from .cifar import cifar10, cifar100
 from .files import DataError
 from .folder import image_folder
 from .handwritten import digits, fashion_mnist, mnist
@@ -20,6 +20,7 @@ __all__ = [
     "batches",
     "channel_statistics",
     "cifar10",
+    "cifar100",
     "digits",
     "fashion_mnist",
     "fitted",

@@ -1,15 +1,15 @@
-"""CIFAR-10, from the archives it is published in or from image files."""
+"""CIFAR-10, from the archives it is published in or from image files, and CIFAR-100."""
 from __future__ import annotations
 
 import io
 import math
-import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
+
+from minicnn.weights.pickled import NUMPY, NotGiven, read
 
 from .files import DataError, one_line, walk
 from .folder import LAYOUT, divide, read_tree
@@ -90,8 +90,9 @@ def _from_batches(source: Path, parts: Sequence[str]) -> list[ImageSet]:
     batches: dict[str, ImageSet] = {}
     for entry in walk(source):
         if _is_batch(entry.name) and entry.name.stem in wanted:
-            parse = _parse_binary if entry.name.suffix else _parse_pickle
-            rows, labels = parse(entry.read(), entry.where)
+            content = entry.read()
+            rows, labels = (_parse_binary(content, entry.where, 1) if entry.name.suffix
+                            else _parse_pickle(content, entry.where, "labels"))
             images = rows.reshape(-1, *SHAPE)
             batches[entry.name.stem] = labelled(images, labels, CIFAR10_CLASSES, entry.name.stem, entry.where)
     if missing := [name for name in wanted if name not in batches]:
@@ -104,74 +105,68 @@ def _from_batches(source: Path, parts: Sequence[str]) -> list[ImageSet]:
     return sets
 
 
-def _parse_binary(content: bytes, where: str) -> tuple[Images, Labels]:
-    """Records of a label's byte and an image's 3,072: rows of pixels (N, 3072) and labels (N,)."""
-    record = 1 + math.prod(SHAPE)
+def cifar100(root: Path | str) -> tuple[ImageSet, ImageSet]:
+    """CIFAR-100: 32 x 32 RGB photographs of a hundred classes, (train of 50,000, test of 10,000), with their fine labels.
+
+    `root` is the python or the binary version, as an archive (`cifar-100-python.tar.gz`, `cifar-100-binary.tar.gz`), as what is
+    inside of it (`cifar-100-python`), or a folder that holds one of these. The classes' names are read from it, too.
+
+    Raises
+    ------
+    DataError
+        Nothing there, or files that are missing, damaged, or not CIFAR-100's.
+    """
+    root = Path(root)
+    held = [root / name for name in ("cifar-100-python", "cifar-100-binary", "cifar-100-python.tar.gz", "cifar-100-binary.tar.gz")]
+    source = next((path for path in held if path.exists()), root) if root.is_dir() else root
+    files = {entry.name.name: (entry.read(), entry.where) for entry in walk(source) if entry.name.name in FILES100}
+    binary = "train.bin" in files
+    wanted = ("train.bin", "test.bin", "fine_label_names.txt") if binary else ("train", "test", "meta")
+    if missing := [name for name in wanted if name not in files]:
+        raise DataError(f"{source}: no {', '.join(missing)} of CIFAR-100 in it; expected cifar-100-python.tar.gz, "
+                        "cifar-100-binary.tar.gz, or what is inside of either")
+    classes = _class_names(*files[wanted[2]], binary)
+    sets = []
+    for name, part in zip(wanted, ("train", "test"), strict=False):
+        content, where = files[name]
+        rows, labels = _parse_binary(content, where, 2) if binary else _parse_pickle(content, where, "fine_labels")
+        sets.append(labelled(rows.reshape(-1, *SHAPE), labels, classes, f"cifar100 {part}", where))
+    return sets[0], sets[1]
+
+
+FILES100 = {"train", "test", "meta", "train.bin", "test.bin", "fine_label_names.txt"}
+
+
+def _class_names(content: bytes, where: str, text: bool) -> list[str]:
+    """The hundred names, of a text file, one a line, or of a pickled dict's `fine_label_names`."""
+    try:
+        names = content.decode().split() if text else [str(name) for name in read(io.BytesIO(content), NUMPY)["fine_label_names"]]
+    except Exception as error:                                      # damaged pickles fail in any way whatever
+        raise DataError(f"{where}: not CIFAR-100's names of classes, or damaged ({one_line(error)}); fetch it again") from error
+    if len(set(names)) != 100:
+        raise DataError(f"{where}: {len(set(names))} names of classes; CIFAR-100 has 100; fetch it again")
+    return names
+
+
+def _parse_binary(content: bytes, where: str, labels: int) -> tuple[Images, Labels]:
+    """Records of so many labels, a byte each, the last of which counts, and an image's 3,072 bytes: (N, 3072) and (N,)."""
+    record = labels + math.prod(SHAPE)
     if not content or len(content) % record:
         raise DataError(f"{where}: {len(content)} bytes are no whole number of records of {record}; fetch it again")
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
-    return records[:, 1:], records[:, 0].astype(np.int64)
+    return records[:, labels:], records[:, labels - 1].astype(np.int64)
 
 
-def _parse_pickle(content: bytes, where: str) -> tuple[Images, Labels]:
-    """A pickled dict with `data`, uint8 (N, 3072), and `labels`, a list of N integers."""
+def _parse_pickle(content: bytes, where: str, key: str) -> tuple[Images, Labels]:
+    """A pickled dict with `data`, uint8 (N, 3072), and under a key the labels, a list of N integers."""
     try:
-        batch = _InertUnpickler(io.BytesIO(content), encoding="bytes").load()
-        batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-        images, labels = batch["data"].pixels(), np.array([int(label) for label in batch["labels"]], np.int64)
-    except _Refused as error:
-        raise DataError(f"{where}: its pickle asks for {error}, which no batch of CIFAR-10 needs; "
-                        "nothing was run; fetch the archive from its publisher") from error
+        batch = read(io.BytesIO(content), NUMPY, largest=len(content) + 1)
+        images, labels = batch["data"].array, np.array([int(label) for label in batch[key]], np.int64)
+    except NotGiven as error:
+        raise DataError(f"{where}: its pickle {error}; fetch the archive from its publisher") from error
     except Exception as error:                                      # damaged pickles fail in any way whatever
-        raise DataError(f"{where}: not a pickled batch of CIFAR-10, or damaged "
+        raise DataError(f"{where}: not a pickled batch of CIFAR, or damaged "
                         f"({type(error).__name__}: {one_line(error)}); fetch it again") from error
-    if images.ndim != 2 or images.shape[1] != math.prod(SHAPE):
-        raise DataError(f"{where}: data of shape {images.shape}; a batch of CIFAR-10 has (N, {math.prod(SHAPE)})")
+    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != math.prod(SHAPE):
+        raise DataError(f"{where}: data of {images.dtype.str} {images.shape}; a batch of CIFAR has uint8 (N, {math.prod(SHAPE)})")
     return images, labels
-
-
-class _Refused(pickle.UnpicklingError):
-    """A pickle named something beyond the few names that its array needs."""
-
-
-class _PickledDtype:
-    """Takes down how a pickle describes an array's element type."""
-
-    def __init__(self, code: bytes | str, *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, state: object) -> None:
-        """Byte order and the like: a byte has none."""
-
-
-class _PickledArray:
-    """Takes down how a pickle describes an array, where NumPy would build one as it is told."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: tuple[object, tuple[int, ...], _PickledDtype, bool, bytes]) -> None:
-        self.state = state
-
-    def pixels(self) -> Images:
-        _, shape, dtype, column_major, content = self.state
-        if dtype.code not in (b"u1", "u1") or column_major:
-            raise ValueError(f"data of type {dtype.code!r}, expected rows of uint8")
-        return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-_STAND_INS: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-    ("numpy._core.multiarray", "_reconstruct"): _PickledArray,      # its name since NumPy 2
-    ("numpy", "dtype"): _PickledDtype,
-    ("numpy", "ndarray"): None,                                     # an argument, never called
-}
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Reads a pickled array without calling anything that the pickle names: a class from above stands for each name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STAND_INS:
-            raise _Refused(f"{module}.{name}")
-        return _STAND_INS[module, name]

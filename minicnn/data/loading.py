@@ -4,18 +4,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .cifar import cifar10
+from .cifar import cifar10, cifar100
 from .files import DataError
 from .folder import image_folder
 from .handwritten import digits, fashion_mnist, mnist
 from .imageset import ImageSet
 
-READERS: dict[str, Callable[..., tuple[ImageSet, ...]]] = {"mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10}
+READERS: dict[str, Callable[..., tuple[ImageSet, ...]]] = {"mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10,
+                                                       "cifar100": cifar100}
 NAMES = ("digits", *READERS)
 
 
 def load(name: str, root: Path | str | None = None, *, skip_bad: bool = False) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of "digits", of "mnist", "fashion_mnist" or "cifar10" with its files in `root`, or of a folder of images.
+    """(train, test) of "digits"; of "mnist", "fashion_mnist", "cifar10" or "cifar100" with its files in `root`; or of a folder of
+    images.
 
     A folder (or a tar archive of one) is given by its path as `name`, taken from `root` on if there is one; `skip_bad` is as for
     `image_folder`.

@@ -15,14 +15,22 @@ Source: Python's `pickletools`, which documents every instruction.
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+import numpy as np
+
+Array = np.ndarray[Any, Any]
 LARGEST = 64 << 20              # bytes of one pickle; those of checkpoints, whose numbers lie elsewhere, have a hundredth of it
 
 
 class PickleError(ValueError):
     """A pickle that is damaged, or that asks for what is not given."""
+
+
+class NotGiven(PickleError):
+    """A pickle that asks for a name that it is not given."""
 
 
 class Mark:
@@ -36,15 +44,17 @@ class Global:
         self.name, self.function = name, function
 
 
-def read(file: BinaryIO, functions: Mapping[str, Any], persistent: Callable[[Any], Any] | None = None) -> Any:
+def read(file: BinaryIO, functions: Mapping[str, Any], persistent: Callable[[Any], Any] | None = None,
+         largest: int = LARGEST) -> Any:
     """The value that the pickle at the file's position stands for; leaves the position behind it.
 
     functions: what each name of the form "module name" means: a function to be called with arguments, or a plain value.
     persistent: what a persistent id, a reference to something outside of the pickle, means.
+    largest: bytes that it may take.
     """
     machine = Machine(functions, persistent)
     try:
-        for instruction, argument, position in pickletools.genops(_Limited(file)):      # type: ignore[arg-type]
+        for instruction, argument, position in pickletools.genops(_Limited(file, largest)):      # type: ignore[arg-type]
             if instruction.name == "STOP":
                 return machine.pop()
             step = STEPS.get(instruction.name)
@@ -59,15 +69,15 @@ def read(file: BinaryIO, functions: Mapping[str, Any], persistent: Callable[[Any
 
 
 class _Limited:
-    """A file of which at most LARGEST bytes can be read, and of which nobody can ask for more than is there."""
+    """A file of which no more than so many bytes can be read."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.left = file, LARGEST
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self.file, self.limit, self.left = file, limit, limit
 
     def read(self, count: int) -> bytes:
         """As a file's."""
         if count > self.left:
-            raise PickleError(f"it wants {count:,} bytes of a pickle, and the limit is {LARGEST >> 20} MiB")
+            raise PickleError(f"it wants {count:,} bytes of a pickle, and the limit is {self.limit:,}")
         found = self.file.read(count)
         self.left -= len(found)
         return found
@@ -77,7 +87,7 @@ class _Limited:
         found = self.file.readline(self.left + 1)
         self.left -= len(found)
         if self.left < 0:
-            raise PickleError(f"a line of the pickle is longer than the limit, {LARGEST >> 20} MiB")
+            raise PickleError(f"a line of the pickle is longer than the limit, {self.limit:,}")
         return found
 
     def tell(self) -> int:
@@ -131,8 +141,7 @@ class Machine:
     def find(self, name: str) -> None:
         """Push what a name means. Names of a pickle are two words, the module's and its own."""
         if name not in self.functions:
-            raise PickleError(f"it asks for {name.replace(' ', '.', 1)}, and a checkpoint needs no such thing: nothing of it was "
-                              "run. Save the weights alone, a dict of tensors")
+            raise NotGiven(f"asks for {name.replace(' ', '.', 1)}, and plain arrays need no such thing: nothing was run")
         self.push(Global(name, self.functions[name]))
 
     def find_from_stack(self) -> None:
@@ -221,4 +230,59 @@ STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "REDUCE": lambda m, a: m.call(),
     "BUILD": lambda m, a: m.set_state(),
     "BINPERSID": lambda m, a: m.refer(),
+}
+
+
+# ---------------------------------------------------------------- NumPy's names, which stand for these
+def _encode(text: Any, coding: Any = "latin1") -> bytes:
+    """_codecs.encode, by which protocol 2 writes bytes."""
+    if not isinstance(text, str) or coding not in ("latin1", "latin-1"):
+        raise PickleError("bytes are written in an unknown way")
+    return text.encode("latin-1")
+
+
+class NumpyType:
+    """numpy.dtype, of a plain number."""
+
+    def __init__(self, name: Any, *rest: Any) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1|c8|c16)", name):
+            raise PickleError("a NumPy type that is no plain number's")
+        self.dtype = np.dtype(name)
+
+    def set_state(self, state: Any) -> None:
+        """(version, byte order, ...)"""
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+            raise PickleError("a NumPy type's state is none")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class NumpyArray:
+    """numpy.ndarray, filled by its state."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.array: Array | None = None
+
+    def set_state(self, state: Any) -> None:
+        """(version, shape, type, whether column by column, the bytes)"""
+        if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[1], tuple) and isinstance(state[2], NumpyType)):
+            raise PickleError("a NumPy array's state is none")
+        _, shape, kind, by_columns, numbers = state
+        numbers = numbers.encode("latin-1") if isinstance(numbers, str) else numbers        # Python 2's strings are bytes
+        self.array = np.frombuffer(numbers, kind.dtype).reshape(shape, order="F" if by_columns else "C").copy()
+
+
+def _numpy_scalar(kind: Any, numbers: Any) -> NumpyArray:
+    if not isinstance(kind, NumpyType) or not isinstance(numbers, bytes) or len(numbers) != kind.dtype.itemsize:
+        raise PickleError("a NumPy number is none")
+    made = NumpyArray()
+    made.array = np.frombuffer(numbers, kind.dtype)[0]
+    return made
+
+
+NUMPY: dict[str, Any] = {
+    "_codecs encode": _encode,
+    "numpy dtype": NumpyType,
+    "numpy ndarray": None,
+    **{f"{core}.multiarray {name}": function for core in ("numpy.core", "numpy._core")
+       for name, function in (("scalar", _numpy_scalar), ("_reconstruct", NumpyArray))},
 }

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from minicnn.weights.pickled import Global, PickleError, read
+from minicnn.weights.pickled import NUMPY, Global, NumpyArray, PickleError, read
 
 if TYPE_CHECKING:
     import zipfile
@@ -140,50 +139,6 @@ def _text(*arguments: Any) -> str:
     return ":".join(map(str, arguments))
 
 
-def _encode(text: Any, coding: Any = "latin1") -> bytes:
-    """_codecs.encode, by which protocol 2 writes bytes."""
-    if not isinstance(text, str) or coding not in ("latin1", "latin-1"):
-        raise PickleError("bytes are written in an unknown way")
-    return text.encode("latin-1")
-
-
-class NumpyType:
-    """numpy.dtype, of a plain number."""
-
-    def __init__(self, name: Any, *rest: Any) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1|c8|c16)", name):
-            raise PickleError("a NumPy type that is no plain number's")
-        self.dtype = np.dtype(name)
-
-    def set_state(self, state: Any) -> None:
-        """(version, byte order, ...)"""
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise PickleError("a NumPy type's state is none")
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class NumpyArray:
-    """numpy.ndarray, filled by its state."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.array: Array | None = None
-
-    def set_state(self, state: Any) -> None:
-        """(version, shape, type, whether column by column, the bytes)"""
-        if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], NumpyType) and isinstance(state[4], bytes)):
-            raise PickleError("a NumPy array's state is none")
-        _, shape, kind, by_columns, numbers = state
-        self.array = np.frombuffer(numbers, kind.dtype).reshape(_tuple(shape), order="F" if by_columns else "C").copy()
-
-
-def _numpy_scalar(kind: Any, numbers: Any) -> NumpyArray:
-    if not isinstance(kind, NumpyType) or not isinstance(numbers, bytes) or len(numbers) != kind.dtype.itemsize:
-        raise PickleError("a NumPy number is none")
-    made = NumpyArray()
-    made.array = np.frombuffer(numbers, kind.dtype)[0]
-    return made
-
-
 NAMES: dict[str, Any] = {
     "collections OrderedDict": _ordered_dict,
     "torch._utils _rebuild_tensor": _tensor,
@@ -195,11 +150,7 @@ NAMES: dict[str, Any] = {
     **{f"torch {name}": name for name in DTYPES},
     "torch Size": _tuple,
     "torch device": _text,
-    "_codecs encode": _encode,
-    "numpy dtype": NumpyType,
-    "numpy ndarray": None,
-    **{f"{core}.multiarray {name}": function for core in ("numpy.core", "numpy._core")
-       for name, function in (("scalar", _numpy_scalar), ("_reconstruct", NumpyArray))},
+    **NUMPY,
 }
 
 
