@@ -203,7 +203,7 @@ def read_pytorch(path: Any) -> dict[str, Any]:
     with open(path, "rb") as file:
         data = _contents(file)
     whole = memoryview(data)
-    value = (_read_zip if whole[:4] == b"PK\x03\x04" else _read_legacy)(whole)
+    value = (_read_zip if bytes(whole[:4]) == b"PK\x03\x04" else _read_legacy)(whole)
     if not isinstance(value, dict):
         raise PickleError(f"it holds a {type(value).__name__}, and not a dict of tensors")
     return value
@@ -281,7 +281,7 @@ def _entry(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     if entry.compress_type != 0 or entry.flag_bits & 1:
         raise PickleError(f"the entry {entry.filename[:100]} is compressed or encrypted, which PyTorch's never are")
     start = entry.header_offset
-    if start + 30 > len(whole) or whole[start:start + 4] != b"PK\x03\x04":
+    if start + 30 > len(whole) or bytes(whole[start:start + 4]) != b"PK\x03\x04":
         raise PickleError(f"the entry {entry.filename[:100]} is not where the archive says")
     name_length, extra_length = struct.unpack_from("<HH", whole, start + 26)
     start += 30 + name_length + extra_length
