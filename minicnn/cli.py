@@ -487,7 +487,7 @@ def _add_which(add: Callable[..., Any]) -> None:
     """The options of a command that uses a trained model."""
     add("--run", metavar="FOLDER", help="the run whose model it is; by default the newest in ./runs")
     add("--weights", metavar="FILE", help="a model.npz; or, with --run, other weights for its model; or, with --model, weights "
-        "from elsewhere (.pth, .safetensors, .npz)")
+        "from elsewhere (.pth, .safetensors, .npz): a file, its address, or imagenet")
     add("--model", metavar="MODEL", help="what weights from elsewhere are of, one of " + ", ".join(models.names()))
     add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default the "
         "run's own")

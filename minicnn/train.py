@@ -37,6 +37,7 @@ from minicnn.data import DataError, ImageSet, Normalize, augment, batches, chann
 from minicnn.data.loading import NAMES
 from minicnn.layers import Sequential
 from minicnn.layers.base import unwrapped
+from minicnn.models import published
 from minicnn.threads import num_threads
 from minicnn.weights import WeightsError, atomically, load, save
 
@@ -466,6 +467,8 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
         models.build(model)                     # says so, before the data are read
     device = resolve_device(device)
     _check_vacant(out)
+    if start is not None and model is not None:
+        start = published.find(model, start)
     body = load(start) if start is not None else {}
     before = _parse_about(str(body["about"]), start or "") if "about" in body else {}
     model = before.get("model", model)
@@ -571,6 +574,7 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
                    normalize: Normalize | None = None, device: str = "auto") -> Trained:
     """A model with weights from elsewhere, built by its name.
 
+    weights: a file, its address, or "imagenet", as for the model functions.
     classes: their names; by default numbers, as many as the last array of the weights has.
     in_shape: of the images; by default what the model is made for.
     normalize: what was done to the pixels that it was trained on. Nobody but its makers knows; by default they are only divided by
@@ -579,6 +583,9 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
     if model not in models.names():
         models.build(model)                     # says so, before a file is read
     shape = tuple(in_shape or models.default_in_shape(model))
+    if str(weights) == "imagenet" and normalize is None:
+        normalize = Normalize(*published.IMAGENET_PIXELS)
+    weights = published.find(model, weights)
     state = load(weights)
     if classes is None:
         last = list(unwrapped(state).values())[-1:]

@@ -1,4 +1,7 @@
-"""Models: functions that hand a list of layers to Sequential and return it built."""
+"""Models: functions that hand a list of layers to Sequential and return it built.
+
+Every one takes `weights`, as published.py says: "imagenet", the path of a file, or its address.
+"""
 from __future__ import annotations
 
 import difflib

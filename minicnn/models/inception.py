@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.layers import BatchNorm2d, Branches, Conv2d, Dropout, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ReLU, Sequential
+from minicnn.models.published import takes_weights
 
 # Channels of each block: 1x1; 3x3 and the 1x1 before it; 5x5 and the 1x1 before it; the 1x1 behind the pool.
 Widths = tuple[int, tuple[int, int], tuple[int, int], int]
@@ -41,6 +42,7 @@ def stage(blocks: dict[str, Widths], branch5x5: int) -> list[Layer]:
     return [inception(widths, branch5x5).named(f"inception{name}") for name, widths in blocks.items()]
 
 
+@takes_weights
 def googlenet(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), *, branch5x5: int = 5, seed: int = 0,
               dtype: Any = np.float32, dropout: float = 0.2) -> Sequential:
     """Nine inception blocks, 22 layers deep; images of at least 31 x 31. The pools run in ceil mode.

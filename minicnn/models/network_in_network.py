@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.layers import AvgPool2d, Conv2d, Dropout, GlobalAvgPool2d, Layer, MaxPool2d, ReLU, Sequential
+from minicnn.models.published import takes_weights
 
 
 def mlpconv(kernel_size: int, **widths: int) -> list[Layer]:
@@ -21,6 +22,7 @@ def mlpconv(kernel_size: int, **widths: int) -> list[Layer]:
     return [layer for conv in convolutions for layer in (conv, ReLU())]
 
 
+@takes_weights
 def nin(num_classes: int = 10, in_shape: Sequence[int] = (3, 32, 32), *, seed: int = 0, dtype: Any = np.float32,
         dropout: float = 0.5) -> Sequential:
     """Three such networks, for small images; the mean of each of the last one's channels is a class's logit.

@@ -13,6 +13,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.autograd import Tensor
 from minicnn.layers import BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ReLU, Residual, Sequential, Shape
+from minicnn.models.published import takes_weights
 
 Block = Callable[[int, int, Layer], list[Layer]]        # (channels, stride, shortcut) -> the block's layers
 
@@ -86,26 +87,31 @@ def resnet(block: Block, depths: Sequence[int], widths: Sequence[int], num_class
 BASIC, WIDE = (64, 128, 256, 512), (256, 512, 1024, 2048)
 
 
+@takes_weights
 def resnet18(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """8 basic blocks; options as for `resnet`."""
     return resnet(basic_block, [2, 2, 2, 2], BASIC, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet34(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """16 basic blocks; options as for `resnet`."""
     return resnet(basic_block, [3, 4, 6, 3], BASIC, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet50(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """16 bottlenecks; options as for `resnet`."""
     return resnet(bottleneck, [3, 4, 6, 3], WIDE, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet101(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """33 bottlenecks; options as for `resnet`."""
     return resnet(bottleneck, [3, 4, 23, 3], WIDE, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet152(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """50 bottlenecks; options as for `resnet`."""
     return resnet(bottleneck, [3, 8, 36, 3], WIDE, num_classes, in_shape, **options)
@@ -130,26 +136,31 @@ def cifar_resnet(depth: int, num_classes: int = 10, in_shape: Sequence[int] = (3
                        GlobalAvgPool2d().named("avgpool"), Linear(num_classes).named("linear")], in_shape, seed, dtype)
 
 
+@takes_weights
 def resnet20(num_classes: int = 10, in_shape: Sequence[int] = (3, 32, 32), **options: Any) -> Sequential:
     """9 basic blocks; options as for `cifar_resnet`."""
     return cifar_resnet(20, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet32(num_classes: int = 10, in_shape: Sequence[int] = (3, 32, 32), **options: Any) -> Sequential:
     """15 basic blocks; options as for `cifar_resnet`."""
     return cifar_resnet(32, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet44(num_classes: int = 10, in_shape: Sequence[int] = (3, 32, 32), **options: Any) -> Sequential:
     """21 basic blocks; options as for `cifar_resnet`."""
     return cifar_resnet(44, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet56(num_classes: int = 10, in_shape: Sequence[int] = (3, 32, 32), **options: Any) -> Sequential:
     """27 basic blocks; options as for `cifar_resnet`."""
     return cifar_resnet(56, num_classes, in_shape, **options)
 
 
+@takes_weights
 def resnet110(num_classes: int = 10, in_shape: Sequence[int] = (3, 32, 32), **options: Any) -> Sequential:
     """54 basic blocks; options as for `cifar_resnet`."""
     return cifar_resnet(110, num_classes, in_shape, **options)

@@ -11,6 +11,7 @@ import numpy as np
 
 from minicnn.initialization import normal
 from minicnn.layers import AdaptiveAvgPool2d, BatchNorm2d, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential
+from minicnn.models.published import takes_weights
 
 WIDTHS = (64, 128, 256, 512, 512)       # channels of each stage
 VGG11 = (1, 1, 2, 2, 2)                 # convolutions in each stage
@@ -53,41 +54,49 @@ def vgg(depths: Sequence[int], batch_norm: bool, num_classes: int = 1000, in_sha
                        Sequential(classifier(num_classes, hidden, dropout)).named("classifier")], in_shape, seed, dtype)
 
 
+@takes_weights
 def vgg11(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """8 convolutions; options as for `vgg`."""
     return vgg(VGG11, False, num_classes, in_shape, **options)
 
 
+@takes_weights
 def vgg13(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """10 convolutions; options as for `vgg`."""
     return vgg(VGG13, False, num_classes, in_shape, **options)
 
 
+@takes_weights
 def vgg16(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """13 convolutions; options as for `vgg`."""
     return vgg(VGG16, False, num_classes, in_shape, **options)
 
 
+@takes_weights
 def vgg19(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """16 convolutions; options as for `vgg`."""
     return vgg(VGG19, False, num_classes, in_shape, **options)
 
 
+@takes_weights
 def vgg11_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """8 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG11, True, num_classes, in_shape, **options)
 
 
+@takes_weights
 def vgg13_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """10 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG13, True, num_classes, in_shape, **options)
 
 
+@takes_weights
 def vgg16_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """13 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG16, True, num_classes, in_shape, **options)
 
 
+@takes_weights
 def vgg19_bn(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), **options: Any) -> Sequential:
     """16 convolutions, each with a batch norm; options as for `vgg`."""
     return vgg(VGG19, True, num_classes, in_shape, **options)

@@ -1,0 +1,90 @@
+"""Weights that somebody has published, for the models they are of: resnet18(weights="imagenet").
+
+torchvision's were trained on pixels divided by 255, less the mean (0.485, 0.456, 0.406) of red, green and blue, divided by their
+deviation (0.229, 0.224, 0.225); the classes are ImageNet's 1000.
+"""
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from minicnn.layers import Sequential
+from minicnn.weights import SUFFIXES, load
+from minicnn.weights.fetch import fetch, file_name
+
+Weights = str | os.PathLike[str]
+
+TORCHVISION = "https://download.pytorch.org/models/"
+
+# {what to call them: {model: address}}. torchvision's first version (V1) of each.
+PUBLISHED = {
+    "imagenet": {
+        "vgg11": TORCHVISION + "vgg11-8a719046.pth",
+        "vgg13": TORCHVISION + "vgg13-19584684.pth",
+        "vgg16": TORCHVISION + "vgg16-397923af.pth",
+        "vgg19": TORCHVISION + "vgg19-dcbb9e9d.pth",
+        "vgg11_bn": TORCHVISION + "vgg11_bn-6002323d.pth",
+        "vgg13_bn": TORCHVISION + "vgg13_bn-abd245e5.pth",
+        "vgg16_bn": TORCHVISION + "vgg16_bn-6c64b313.pth",
+        "vgg19_bn": TORCHVISION + "vgg19_bn-c79401a0.pth",
+        "resnet18": TORCHVISION + "resnet18-f37072fd.pth",
+        "resnet34": TORCHVISION + "resnet34-b627a593.pth",
+        "resnet50": TORCHVISION + "resnet50-0676ba61.pth",
+        "resnet101": TORCHVISION + "resnet101-63fe2227.pth",
+        "resnet152": TORCHVISION + "resnet152-394f9c45.pth",
+    },
+}
+
+IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))       # their mean and deviation, of pixel / 255
+
+
+class Model(Protocol):
+    """A model function.
+
+    weights: "imagenet", the path of a file, or its http or https address; None draws them from the seed. They must fit: those of
+    another model, or of another number of classes, raise load_state_dict's ValueError.
+    """
+
+    __name__: str
+
+    def __call__(self, num_classes: int = ..., in_shape: Sequence[int] = ..., *, weights: Weights | None = None,
+                 **options: Any) -> Sequential: ...
+
+
+def takes_weights(build: Callable[..., Sequential]) -> Model:
+    """Give a model function the keyword `weights`; the rest stays as it is."""
+
+    @functools.wraps(build)
+    def built(*sizes: Any, weights: Weights | None = None, **options: Any) -> Sequential:
+        state = None if weights is None else load(find(build.__name__, weights))
+        model = build(*sizes, **options)
+        if state is not None:
+            model.load_state_dict(state)
+        return model
+
+    *given, options = inspect.signature(build).parameters.values()
+    weights = inspect.Parameter("weights", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Weights | None")
+    setattr(built, "__signature__", inspect.signature(build).replace(parameters=[*given, weights, options]))     # noqa: B010
+    return built
+
+
+def find(model: str, weights: Weights) -> Path:
+    """The file of a model's weights, fetched where it is not here yet. ValueError where there are none; FetchError."""
+    url = weights if isinstance(weights, str) else ""
+    if url in PUBLISHED:
+        if model not in PUBLISHED[url]:
+            raise ValueError(f"{model} has no {url!r} weights; those that have: {', '.join(PUBLISHED[url])}")
+        url = PUBLISHED[url][model]
+    elif "://" not in url:
+        if Path(weights).suffix not in SUFFIXES:
+            raise ValueError(f"weights={str(weights)!r} is none of {', '.join(map(repr, PUBLISHED))}, a file that ends in "
+                             f"{', '.join(SUFFIXES)}, or the address of one")
+        return Path(weights)
+    name = file_name(url)
+    if Path(name).suffix not in SUFFIXES:                   # before it is fetched
+        raise ValueError(f"{name}: the suffix names the format, and is none of {', '.join(SUFFIXES)}")
+    return fetch(url)
