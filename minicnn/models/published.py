@@ -66,9 +66,11 @@ def takes_weights(build: Callable[..., Sequential]) -> Model:
             model.load_state_dict(state)
         return model
 
-    *given, options = inspect.signature(build).parameters.values()
+    of_place, of_name = [], []
+    for parameter in inspect.signature(build).parameters.values():
+        (of_place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else of_name).append(parameter)
     weights = inspect.Parameter("weights", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Weights | None")
-    setattr(built, "__signature__", inspect.signature(build).replace(parameters=[*given, weights, options]))     # noqa: B010
+    setattr(built, "__signature__", inspect.signature(build).replace(parameters=[*of_place, weights, *of_name]))     # noqa: B010
     return built
 
 
