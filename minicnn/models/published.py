@@ -66,11 +66,10 @@ def takes_weights(build: Callable[..., Sequential]) -> Model:
             model.load_state_dict(state)
         return model
 
-    of_place, of_name = [], []
-    for parameter in inspect.signature(build).parameters.values():
-        (of_place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else of_name).append(parameter)
+    given = list(inspect.signature(build).parameters.values())
+    of_place = [parameter for parameter in given if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     weights = inspect.Parameter("weights", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Weights | None")
-    setattr(built, "__signature__", inspect.signature(build).replace(parameters=[*of_place, weights, *of_name]))     # noqa: B010
+    setattr(built, "__signature__", inspect.signature(build).replace(parameters=[*of_place, weights, *given[len(of_place):]]))     # noqa: B010
     return built
 
 
