@@ -304,6 +304,25 @@ def test_a_hundred_thousand_mutated_files(tmp_path, seed):
     fuzz(10_000, seed, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")      # np.load leaves a damaged archive open
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_mutated_files_of_the_other_formats(tmp_path, suffix):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors", reason="safetensors is not installed")
+    mc.save(tmp_path / f"whole{suffix}", STATE)
+    whole, path, rng, before = (tmp_path / f"whole{suffix}").read_bytes(), tmp_path / f"mutated{suffix}", random.Random(0), _peak()
+    for i in range(10_000):
+        path.write_bytes(mutated(whole, rng))
+        try:
+            assert isinstance(mc.load(path), dict)
+        except WeightsError as error:
+            assert "\n" not in str(error), f"file {i}"
+        except BaseException as error:
+            raise AssertionError(f"file {i}: {type(error).__name__}: {error}") from error
+    assert _peak() - before < 200 << 20
+
+
 def test_the_machine_gives_plain_values_back():
     """What a pickle of plain data says, in every protocol."""
     value = {"a": [1, -2, 1 << 70, 2.5, True, None, "ä", b"\xff"], "b": {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: ()}}
