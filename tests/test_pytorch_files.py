@@ -237,6 +237,27 @@ def test_laughs_take_no_memory(tmp_path):
     assert _peak() - before < 200 << 20
 
 
+def again(value, call, count=3000):
+    """{"w": [...]}: a value that is memorised, and so many calls with it."""
+    return b"\x80\x02}X\x01\x00\x00\x00w](" + value + b"q\x00" + call * count + b"es."
+
+
+@pytest.mark.parametrize("case", ["text", "pairs", "array", "size"])
+def test_one_large_thing_that_is_copied_again_and_again(tmp_path, case):
+    """A megabyte in the file, gigabytes if every call were let have its copy."""
+    w = pytorch.Writer()
+    text, before = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20), _peak()
+    content = {
+        "text": again(text, b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"),
+        "pairs": again(b"](" + b"".join(w.tuple([w.value(f"{i:06}"), b"N"]) for i in range(50_000)) + b"e",
+                       b"ccollections\nOrderedDict\nh\x00\x85R"),
+        "size": again(b"](" + b"K\x01" * 500_000 + b"e", b"ctorch\nSize\nh\x00\x85R"),
+        "array": again(text, b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tX\x01\x00\x00\x00btR(K\x01(J"
+                       + struct.pack("<i", 1 << 20) + b"tcnumpy\ndtype\n(X\x02\x00\x00\x00u1K\x00K\x01tR\x89h\x00tb")}[case]
+    refused(checkpoint(content), tmp_path, "much more of its numbers than it has")
+    assert _peak() - before < 300 << 20
+
+
 def _peak():
     resource = pytest.importorskip("resource")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -8,7 +8,8 @@ file decides what runs here. This machine does the stacking itself, and calls no
 
 It knows the instructions that PyTorch's files are written in (protocol 2, and what protocols up to 5 add for plain data), and every
 other one, every other name, a stack that runs empty, ends in one PickleError. Nothing can be larger in memory than in the file by
-more than a constant factor: no instruction reserves memory for a length that it only claims.
+more than a constant factor: no instruction reserves memory for a length that it only claims, and functions that are called
+again and again with one large argument are stopped (`Machine.spend`).
 
 Source: Python's `pickletools`, which documents every instruction.
 """
@@ -52,9 +53,10 @@ def read(file: BinaryIO, functions: Mapping[str, Any], persistent: Callable[[Any
     persistent: what a persistent id, a reference to something outside of the pickle, means.
     largest: bytes that it may take.
     """
-    machine = Machine(functions, persistent)
+    limited = _Limited(file, largest)
+    machine = Machine(functions, persistent, limited)
     try:
-        for instruction, argument, position in pickletools.genops(_Limited(file, largest)):      # type: ignore[arg-type]
+        for instruction, argument, position in pickletools.genops(limited):      # type: ignore[arg-type]
             if instruction.name == "STOP":
                 return machine.pop()
             step = STEPS.get(instruction.name)
@@ -98,10 +100,11 @@ class _Limited:
 class Machine:
     """The stack, the memo, and what names and references mean."""
 
-    def __init__(self, functions: Mapping[str, Any], persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(self, functions: Mapping[str, Any], persistent: Callable[[Any], Any] | None, file: _Limited) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.functions, self.persistent = functions, persistent
+        self.functions, self.persistent, self.file = functions, persistent, file
+        self.spent = 0
 
     def push(self, value: Any) -> None:
         """Put a value on top."""
@@ -151,17 +154,25 @@ class Machine:
             raise PickleError("a name is missing")
         self.find(f"{module} {name}")
 
+    def spend(self, arguments: tuple[Any, ...]) -> None:
+        """Count what a function is given, and may copy. All of it stands in an honest file, so it is not much more than that."""
+        self.spent += sum(len(argument) for argument in arguments if hasattr(argument, "__len__"))
+        if self.spent > 8 * (self.file.limit - self.file.left) + 4096:
+            raise PickleError("it makes much more of its numbers than it has")
+
     def call(self) -> None:
         """REDUCE: a function and a tuple of arguments become its result."""
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Global) or not callable(function.function) or not isinstance(arguments, tuple):
             raise PickleError("it calls what is no function")
+        self.spend(arguments)
         self.push(function.function(*arguments))
 
     def set_state(self) -> None:
         """BUILD: attributes of an object. Only our own stand-ins have any use for them; a dict's are left out."""
         state = self.pop()
         if hasattr(self.stack[-1], "set_state"):
+            self.spend(state if isinstance(state, tuple) else ())
             self.stack[-1].set_state(state)
         elif not isinstance(self.stack[-1], dict):
             raise PickleError(f"it sets attributes of a {type(self.stack[-1]).__name__}")
