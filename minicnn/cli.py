@@ -185,8 +185,7 @@ def _eval(run: str | None = None, weights: str | None = None, source: str | None
         test_set = train.only_held_out(source, root)
         trained = train.load_published(model, weights, test_set.classes, test_set.images.shape[1:], normalize, device)
     else:
-        trained = train.load_trained(run, weights, device)
-        trained = trained if normalize is None else trained._replace(normalize=normalize)
+        trained = train.load_trained(run, weights, device, normalize)
         test_set = train.held_out(trained.about, source, root)
     found = train.evaluate(trained.model, test_set, trained.normalize, batch_size)
     if as_json:
@@ -215,8 +214,7 @@ def _predict(images: list[str], run: str | None = None, weights: str | None = No
     else:
         if names is not None or in_shape is not None:
             raise UsageError("--classes and --in-shape are for weights from elsewhere, with --model; a run knows its own")
-        trained = train.load_trained(run, weights, device)
-        trained = trained if normalize is None else trained._replace(normalize=normalize)
+        trained = train.load_trained(run, weights, device, normalize)
     pixels = [data.read_image(path, trained.about["in_shape"]) for path in images]      # all, before any is answered
     answers = []
     for path, image in zip(images, pixels, strict=True):

@@ -550,10 +550,12 @@ def newest_run(holding: str = "config.json", runs: Path = RUNS) -> Path:
     return found[-1].parent
 
 
-def load_trained(folder: PathLike | None = None, weights: PathLike | None = None, device: str = "auto") -> Trained:
+def load_trained(folder: PathLike | None = None, weights: PathLike | None = None, device: str = "auto",
+                 normalize: Normalize | None = None) -> Trained:
     """A trained model, to use: of the run in `folder`, or of the newest one in ./runs.
 
     weights: a model.npz, which needs no folder; or, beside `folder`, any file of weights for that run's model.
+    normalize: what is done to the pixels, where that is not what the run did.
     """
     if weights is None:
         folder = newest_run("model.npz") if folder is None else Path(folder)
@@ -567,7 +569,7 @@ def load_trained(folder: PathLike | None = None, weights: PathLike | None = None
     about = _read_about(Path(folder)) if folder is not None else _parse_about(str(state["about"]), weights)
     model = _build({**about, "device": resolve_device(device)})
     model.load_state_dict(state)
-    return Trained(Path(weights), model, Normalize.from_dict(about["normalize"]), about)
+    return Trained(Path(weights), model, normalize or Normalize.from_dict(about["normalize"]), about)
 
 
 def load_published(model: str, weights: PathLike, classes: Sequence[str] | None = None, in_shape: Sequence[int] | None = None,
