@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <tuple>
 #include <utility>
@@ -34,10 +36,19 @@ namespace shim {
 
 inline Place block_dim, grid_dim;
 inline thread_local Place thread_idx, block_idx;
+inline bool meets = false;                      // whether the threads of a block can wait for each other in this launch
+
+inline void must_meet()
+{
+    if (!meets) {
+        std::fputs("a kernel reached __syncthreads, and was started as one that has none\n", stderr);
+        std::abort();
+    }
+}
 
 #ifdef SHIM_THREADS
 inline std::barrier<>* meeting;
-inline void meet() { meeting->arrive_and_wait(); }
+inline void meet() { must_meet(); meeting->arrive_and_wait(); }
 
 template <class Body> void together(const Body& body, int count)
 {
@@ -64,7 +75,7 @@ inline const void* running;
 inline void (*run_body)(const void*);
 constexpr size_t STACK = 1 << 15;
 
-inline void meet() { swapcontext(&coroutines[current], &scheduler); }
+inline void meet() { must_meet(); swapcontext(&coroutines[current], &scheduler); }
 inline void begin() { run_body(running); done[current] = true; }
 
 template <class Body> void together(const Body& body, int count)
@@ -106,10 +117,11 @@ template <class Body> void apart(const Body& body)
 
 // Every argument lies where `arguments` points, in the size that the kernel declares, just as a driver reads them.
 template <class... P, size_t... I>
-void run(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** arguments, bool meets, std::index_sequence<I...>)
+void run(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** arguments, bool waits, std::index_sequence<I...>)
 {
     grid_dim = {grid[0], grid[1], grid[2]};
     block_dim = {block[0], block[1], block[2]};
+    meets = waits;
     auto body = [&] { kernel(*static_cast<P*>(arguments[I])...); };
     for (unsigned z = 0; z < grid[2]; ++z)
         for (unsigned y = 0; y < grid[1]; ++y)
@@ -120,9 +132,9 @@ void run(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void
             }
 }
 
-template <class... P> void launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** arguments, bool meets)
+template <class... P> void launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** arguments, bool waits)
 {
-    run(kernel, grid, block, arguments, meets, std::index_sequence_for<P...>{});
+    run(kernel, grid, block, arguments, waits, std::index_sequence_for<P...>{});
 }
 
 // The size of each parameter, in bytes; how many there are.
@@ -142,6 +154,6 @@ template <class... P> int sizes(void (*)(P...), int* out)
 #define __syncthreads shim::meet
 
 #define SHIM_ENTRY(kernel) \
-    extern "C" void launch_##kernel(const unsigned* grid, const unsigned* block, void** arguments, bool meets) \
-    { shim::launch(kernel, grid, block, arguments, meets); } \
+    extern "C" void launch_##kernel(const unsigned* grid, const unsigned* block, void** arguments, bool waits) \
+    { shim::launch(kernel, grid, block, arguments, waits); } \
     extern "C" int sizes_##kernel(int* out) { return shim::sizes(kernel, out); }

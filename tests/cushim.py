@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 HEADER = Path(__file__).with_name("cushim.h")
-FLAGS = ("-std=c++20", "-x", "c++", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-sign-compare", "-ffp-contract=off")
+FLAGS = ("-std=c++20", "-O2",
+         "-x", "c++", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-sign-compare", "-ffp-contract=off")
 KERNEL = re.compile(r"__global__\s+void\s+(\w+)\s*\(")
 
 
@@ -33,11 +34,11 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def build(code: str, options: tuple[str, ...] = (), optimize: str = "-O2") -> Path:
-    """The library made of a CUDA source; one that was made before is not made again."""
+def build(code: str, options: tuple[str, ...] = ()) -> Path:
+    """The library made of a CUDA source; one that was made before is not made again. CUSHIM_FLAGS: more options for g++."""
     entries = "".join(f"SHIM_ENTRY({name})\n" for name in KERNEL.findall(code))
     source = f'#include "{HEADER.name}"\n{code}\n{entries}'
-    command = [compiler() or "g++", *FLAGS, optimize, *options, "-I", str(HEADER.parent)]
+    command = [compiler() or "g++", *FLAGS, *options, *os.environ.get("CUSHIM_FLAGS", "").split(), "-I", str(HEADER.parent)]
     name = hashlib.sha256("\0".join([source, HEADER.read_text(), *command]).encode()).hexdigest()[:32]
     library = Path(tempfile.gettempdir(), f"minicnn-cushim-{os.getuid()}", f"{name}.so")
     if not library.exists():

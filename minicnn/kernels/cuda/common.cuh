@@ -8,6 +8,6 @@ typedef REAL real;
 // Four numbers that are read and written at once, 16 bytes of float32: memory is used best so.
 struct __align__(16) Four { real a[4]; };
 
-// for each i of [0, count), shared out over all threads of the launch, neighbours to neighbours
-#define EACH(i, count) \
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += (long long)gridDim.x * blockDim.x)
+// For each i of [0, count), shared out over all threads of the launch, neighbours to neighbours. An int, since kernels divide it to
+// find their place, and to divide 64 bits takes a GPU several times as long: count is at most 2^30, and more work comes in parts.
+#define EACH(i, count) for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += gridDim.x * blockDim.x)

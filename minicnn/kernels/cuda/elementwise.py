@@ -8,6 +8,10 @@ from minicnn.kernels.blocks import Finish
 from minicnn.kernels.cuda.launch import THREADS, launch, over
 from minicnn.kernels.elementwise import Affine, laid_out_like
 
+COLUMNS = 32, 8             # threads of a block: neighbouring numbers of a row, and rows
+ONE_ROW = 128               # numbers: shorter rows are taken several as one
+MOST_BLOCKS = 1 << 14
+
 
 def relu(x: Array) -> Array:
     """max(x, 0)"""
@@ -26,8 +30,16 @@ def add_relu(a: Array, b: Array) -> Array:
 
 def affine_pass(x: Array, scale: Array | None, shift: Array | None, residual: Array | None, rectified: bool, out: Array) -> None:
     """out = max(scale x + shift + residual, 0) of whatever is there; scale and shift for each number of the last axis."""
-    launch("elementwise", "affine", over(x.size), THREADS,
-           x, scale, shift, residual, out, x.size, max(1, x.shape[-1]), int(rectified))
+    channels = max(1, x.shape[-1]) if scale is not None or shift is not None else ONE_ROW       # else all are alike
+    width, blocks = in_columns(x.size, channels)
+    launch("elementwise", "affine", blocks, COLUMNS, x, scale, shift, residual, out, x.size, channels, width, int(rectified))
+
+
+def in_columns(count: int, channels: int) -> tuple[int, tuple[int, int]]:
+    """How kernels that stay in a column see rows of so many channels: the width of a row of theirs, and the blocks of COLUMNS."""
+    width = channels * max(1, ONE_ROW // channels)
+    across, down = -(-width // COLUMNS[0]), -(-count // (width * COLUMNS[1]))
+    return width, (across, min(down, max(1, MOST_BLOCKS // across)))
 
 
 def ending(bias: Array | None, finish: Finish | None) -> tuple[Array | None, Array | None, Array | None, bool]:

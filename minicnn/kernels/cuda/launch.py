@@ -16,6 +16,7 @@ from minicnn.backend import Array, array_module, is_array
 from minicnn.kernels.cuda import source
 
 THREADS = 256               # in a block
+LARGEST = 1 << 30           # elements of a pass: an int counts them
 MOST_BLOCKS = 1 << 16       # of a pass over elements; with more elements, each thread takes several
 
 # Of numbers, and of what pointers point at; a list of addresses points at integers.

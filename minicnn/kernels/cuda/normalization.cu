@@ -129,15 +129,16 @@ extern "C" __global__ void coefficients(const real* partial, const real* weight,
     }
 }
 
-// dx = scale dz + slope x + rest
+// dx = scale dz + slope x + rest, column by column as `affine` in elementwise.cu
 extern "C" __global__ void normalize_grad(const real* dy, const real* x, const real* y, const real* scale, const real* slope,
-                                          const real* rest, real* dx, long long count, int channels)
+                                          const real* rest, real* dx, long long count, int channels, int width)
 {
-    EACH(e, count) {
-        int channel = e % channels;
-        real dz = !y || y[e] > 0 ? dy[e] : 0;
-        dx[e] = scale[channel] * dz + slope[channel] * x[e] + rest[channel];
-    }
+    int column = blockIdx.x * blockDim.x + threadIdx.x, channel = column % channels;
+    if (column >= width) return;
+    real factor = scale[channel], tilt = slope[channel], offset = rest[channel];
+    long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y, step = (long long)gridDim.y * blockDim.y * width;
+    for (long long e = row * width + column; e < count; e += step)
+        dx[e] = factor * (!y || y[e] > 0 ? dy[e] : 0) + tilt * x[e] + offset;
 }
 
 // running += momentum (batch - running), of the mean and of the unbiased variance, which is var m / (m - 1).

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.cuda.elementwise import affine_pass
+from minicnn.kernels.cuda.elementwise import COLUMNS, affine_pass, in_columns
 from minicnn.kernels.cuda.launch import THREADS, launch, over
 from minicnn.kernels.windows import channels_first, channels_last
 
@@ -42,7 +42,8 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
     if not want_dx:
         return None, dweight, dbias
     dx = array_module(x).empty(rows.shape, x.dtype)
-    launch("normalization", "normalize_grad", over(dx.size), THREADS, arriving, rows, result, scale, slope, rest, dx, dx.size, c)
+    width, blocks = in_columns(dx.size, c)
+    launch("normalization", "normalize_grad", blocks, COLUMNS, arriving, rows, result, scale, slope, rest, dx, dx.size, c, width)
     return _image(dx, x), dweight, dbias
 
 

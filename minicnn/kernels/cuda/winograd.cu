@@ -74,32 +74,31 @@ __device__ void g_t(const real* u, int from, real* taps, int to)
 extern "C" __global__ void image_spectrum(const real* image, real* v, int images, int h, int w, int c, int down, int across,
                                           int ph, int pw)
 {
-    long long tiles = (long long)images * down * across;
+    int tiles = images * down * across;
     EACH(e, tiles * c) {
-        int channel = e % c, left = e / c % across * 4 - pw, top = e / c / across % down * 4 - ph;
-        long long n = e / c / across / down;
+        int channel = e % c, left = e / c % across * 4 - pw, top = e / c / across % down * 4 - ph, n = e / c / across / down;
         real d[36];
         for (int i = 0; i < 6; ++i)
             for (int j = 0; j < 6; ++j) {
                 int y = top + i, x = left + j;
                 bool inside = 0 <= y && y < h && 0 <= x && x < w;
-                d[6 * i + j] = inside ? image[((n * h + y) * w + x) * c + channel] : 0;
+                d[6 * i + j] = inside ? image[((long long)(n * h + y) * w + x) * c + channel] : 0;
             }
         for (int j = 0; j < 6; ++j) b_t(d + j, d + j, 6);
         for (int i = 0; i < 6; ++i) b_t(d + 6 * i, d + 6 * i, 1);
-        for (int f = 0; f < 36; ++f) v[f * tiles * c + e] = d[f];
+        for (int f = 0; f < 36; ++f) v[(long long)f * tiles * c + e] = d[f];
     }
 }
 
 // U = G g G^T:   filters (3, 3, count) -> u (36, count), with count = C K
-extern "C" __global__ void filter_spectrum(const real* filters, real* u, long long count)
+extern "C" __global__ void filter_spectrum(const real* filters, real* u, int count)
 {
     EACH(e, count) {
         real taps[9], half[18], whole[36];
-        for (int t = 0; t < 9; ++t) taps[t] = filters[t * count + e];
+        for (int t = 0; t < 9; ++t) taps[t] = filters[(long long)t * count + e];
         for (int j = 0; j < 3; ++j) g(taps + j, 3, half + j, 3);
         for (int i = 0; i < 6; ++i) g(half + 3 * i, 1, whole + 6 * i, 1);
-        for (int f = 0; f < 36; ++f) u[f * count + e] = whole[f];
+        for (int f = 0; f < 36; ++f) u[(long long)f * count + e] = whole[f];
     }
 }
 
@@ -107,17 +106,16 @@ extern "C" __global__ void filter_spectrum(const real* filters, real* u, long lo
 extern "C" __global__ void outputs(const real* m, const real* scale, const real* shift, const real* residual, real* y, int images,
                                    int p, int q, int k, int down, int across, int rectified)
 {
-    long long tiles = (long long)images * down * across;
+    int tiles = images * down * across;
     EACH(e, tiles * k) {
-        int channel = e % k, left = e / k % across * 4, top = e / k / across % down * 4;
-        long long n = e / k / across / down;
+        int channel = e % k, left = e / k % across * 4, top = e / k / across % down * 4, n = e / k / across / down;
         real whole[36], half[24], out[16];
-        for (int f = 0; f < 36; ++f) whole[f] = m[f * tiles * k + e];
+        for (int f = 0; f < 36; ++f) whole[f] = m[(long long)f * tiles * k + e];
         for (int j = 0; j < 6; ++j) a_t(whole + j, 6, half + j, 6);
         for (int i = 0; i < 4; ++i) a_t(half + 6 * i, 1, out + 4 * i, 1);
         for (int i = 0; i < 4 && top + i < p; ++i)
             for (int j = 0; j < 4 && left + j < q; ++j) {
-                long long at = ((n * p + top + i) * q + left + j) * k + channel;
+                long long at = ((long long)(n * p + top + i) * q + left + j) * k + channel;
                 real value = out[4 * i + j];
                 if (scale) value *= scale[channel];
                 if (shift) value += shift[channel];
@@ -130,28 +128,27 @@ extern "C" __global__ void outputs(const real* m, const real* scale, const real*
 // W = A dY A^T:   dy (images, p, q, k) -> w (36, tiles, k)
 extern "C" __global__ void output_spectrum(const real* dy, real* w, int images, int p, int q, int k, int down, int across)
 {
-    long long tiles = (long long)images * down * across;
+    int tiles = images * down * across;
     EACH(e, tiles * k) {
-        int channel = e % k, left = e / k % across * 4, top = e / k / across % down * 4;
-        long long n = e / k / across / down;
+        int channel = e % k, left = e / k % across * 4, top = e / k / across % down * 4, n = e / k / across / down;
         real tile[16], half[24], whole[36];
         for (int i = 0; i < 4; ++i)
             for (int j = 0; j < 4; ++j)
-                tile[4 * i + j] = top + i < p && left + j < q ? dy[((n * p + top + i) * q + left + j) * k + channel] : 0;
+                tile[4 * i + j] = top + i < p && left + j < q ? dy[((long long)(n * p + top + i) * q + left + j) * k + channel] : 0;
         for (int j = 0; j < 4; ++j) a(tile + j, 4, half + j, 4);
         for (int i = 0; i < 6; ++i) a(half + 4 * i, 1, whole + 6 * i, 1);
-        for (int f = 0; f < 36; ++f) w[f * tiles * k + e] = whole[f];
+        for (int f = 0; f < 36; ++f) w[(long long)f * tiles * k + e] = whole[f];
     }
 }
 
 // dg = G^T dU G:   du (36, count) -> dg (3, 3, count)
-extern "C" __global__ void filter_gradient(const real* du, real* dg, long long count)
+extern "C" __global__ void filter_gradient(const real* du, real* dg, int count)
 {
     EACH(e, count) {
         real whole[36], half[18], taps[9];
-        for (int f = 0; f < 36; ++f) whole[f] = du[f * count + e];
+        for (int f = 0; f < 36; ++f) whole[f] = du[(long long)f * count + e];
         for (int j = 0; j < 6; ++j) g_t(whole + j, 6, half + j, 6);
         for (int i = 0; i < 3; ++i) g_t(half + 6 * i, 1, taps + 3 * i, 1);
-        for (int t = 0; t < 9; ++t) dg[t * count + e] = taps[t];
+        for (int t = 0; t < 9; ++t) dg[(long long)t * count + e] = taps[t];
     }
 }
