@@ -127,8 +127,10 @@ def test_the_body_moves_by_its_share_of_the_rate():
 @pytest.mark.parametrize(("setting", "words"), [
     ({"body_lr": 1.5}, "a share of the learning rate, from 0 to 1"), ({"body_lr": -1}, "at least 0"),
     ({"body_lr": 0, "shift": 1}, "computes what the frozen layers make of an image once"),
-    ({"body_lr": 0, "flip": True}, "none can be shifted, flipped or cut"), ({"body_lr": 0, "cutout": 2}, "flipped or cut"),
-    ({"cutout": -1}, "cutout=-1 must be at least 0")])
+    ({"body_lr": 0, "flip": True}, "none can be cropped, shifted, flipped or cut"), ({"body_lr": 0, "cutout": 2}, "flipped or cut"),
+    ({"cutout": -1}, "cutout=-1 must be at least 0"),
+    ({"body_lr": 0, "crop_area": 0.5}, "none can be cropped"), ({"crop_area": 0}, "a share of an image's area, above 0"),
+    ({"crop_area": 1.1}, "and at most 1")])
 def test_settings_that_make_no_sense(setting, words):
     with pytest.raises(ValueError, match=words):
         train.Config(**setting)
