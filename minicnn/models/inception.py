@@ -45,7 +45,7 @@ def stage(blocks: dict[str, Widths], branch5x5: int) -> list[Layer]:
 @takes_weights
 def googlenet(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), *, branch5x5: int = 5, seed: int = 0,
               dtype: Any = np.float32, dropout: float = 0.2) -> Sequential:
-    """Nine inception blocks, 22 layers deep; images of at least 31 x 31. The pools run in ceil mode.
+    """Nine inception blocks, 22 layers deep; images of at least 15 x 15. The pools run in ceil mode.
 
     branch5x5: kernel of the third branch, 5 as in the paper; 3 in torchvision's by a known slip, which its published weights need.
     dropout: share of the features dropped before the classes.
