@@ -4,8 +4,8 @@
     python benchmarks/loading.py --data FOLDER                   JPEG files of your own, CLASS/IMAGE
     python benchmarks/loading.py --json out.json                 keep every step
 
-A step is what the trainer does with a batch: normalise, forward, cross-entropy, backward, SGD; waiting is the time until the batch is
-there. The ways take turns, some steps each, for the speed of a shared machine moves; medians over all steps.
+A step is what the trainer does with a batch: normalise, forward, cross-entropy, backward, SGD; waiting is the time until the batch
+is there. The ways take turns, some steps each, for the speed of a shared machine moves; medians over all steps.
 """
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -124,17 +123,17 @@ def photographs(count: int, width: int, height: int) -> Iterator[Path]:
 def main() -> None:
     """Measure, print, write."""
     args = parse()
-    with (partial(photographs, 16 * args.batch, *args.photograph)() if args.data is None else tempfile.TemporaryDirectory()) as made:
-        compared = ways(Path(args.data or made), args.size)
+    with photographs(20 * args.batch, *args.photograph) if args.data is None else nullcontext(Path(args.data)) as folder:
+        compared = ways(folder, args.size)
         print(f"{compared[0].dataset!r}, {args.model}, batch {args.batch}")
         trainer = Trainer(args.model, len(compared[0].dataset.classes), args.size)
         streams = {way.name: way.batches(args.batch, args.size) for way in compared}
         seconds: dict[str, list[tuple[float, float]]] = {way.name: [] for way in compared}
         for way in compared:
-            measure(way, trainer, streams[way.name], 2)             # untimed: the first steps fetch memory, the first batch is waited for
+            measure(way, trainer, streams[way.name], 2)             # not counted: they fetch memory, and wait for the first batch
         for _ in range(args.rounds):
             for way in compared:
-                seconds[way.name] += measure(way, trainer, streams[way.name], 1 + args.steps)[1:]    # the first has rested meanwhile
+                seconds[way.name] += measure(way, trainer, streams[way.name], args.steps)
         for stream in streams.values():
             stream.close()
     rows = []

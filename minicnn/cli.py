@@ -387,12 +387,12 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
     add = command(_finetune, "train a new last layer on a model that knows other images, or all of it, gently").add_argument
     add("--weights", metavar="FILE", required=True, help="a model.npz of a run, or a checkpoint from elsewhere (.pth, "
-        ".safetensors, .npz), of which --model says what it is of")
+        ".safetensors, .npz), of which --model says what it is of: a file, its address, or imagenet")
     add("--model", metavar="MODEL", help="one of " + ", ".join(models.names()))
     add("--body-lr", type=float, metavar="SHARE", help="of the learning rate, for all but the last layer; 0, the default: they are "
         "frozen, and what they make of each image is computed once")
     add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default what the "
-        "weights' run did, else the training images' own")
+        "weights' run did, or ImageNet's, else the training images' own")
     add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
     _add_training(add, "10")
 

@@ -35,7 +35,6 @@ from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
 from minicnn.data.loading import NAMES
 from minicnn.layers import Sequential
-from minicnn.layers.base import unwrapped
 from minicnn.models import published
 from minicnn.threads import num_threads
 from minicnn.weights import WeightsError, atomically, load, save
@@ -470,14 +469,16 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     threads: of the matrix products; by default what suits the size of the images, see `default_threads`.
     start: weights to begin with, all but the head's (transfer.py): a model.npz, or, with `model`, a checkpoint from elsewhere.
         The images are made to fit what the model reads.
-    normalize: what is done to the pixels; by default what was done to those that the start was trained on, as far as it says so,
-        else what gives them mean 0 and standard deviation 1.
+    normalize: what is done to the pixels; by default what was done to those that the start was trained on, as far as it says so or
+        is "imagenet", else what gives them mean 0 and standard deviation 1.
     training: fields of Config that differ from the defaults for this data.
     """
     if model is not None and model not in models.names():
         models.build(model)                     # says so, before the data are read
     device = resolve_device(device)
     _check_vacant(out)
+    if str(start) == "imagenet" and model is not None and normalize is None:
+        normalize = Normalize(*published.pixels_of(model))
     if start is not None and model is not None:
         start = published.find(model, start)
     body = load(start) if start is not None else {}
@@ -485,6 +486,9 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     model = before.get("model", model)
     if body and model is None:
         raise ValueError(f"{start} does not say what model it is of: name it, too (--model MODEL)")
+    form: dict[str, Any] = {}
+    if body and not before:
+        body, form = published.of_model(str(model), body)
     if decode is None and training.get("crop_area", 1) < 1 and source not in NAMES:
         decode = "ahead"
     if body:
@@ -501,7 +505,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
         normalize = Normalize.from_dict(before["normalize"]) if before else normalization_of(train_set)
     model = model or default_model(in_shape)
     about: dict[str, Any] = {
-        "model": model, "model_options": before.get("model_options", {} if body else model_options(model, in_shape)),
+        "model": model, "model_options": before.get("model_options", form if body else model_options(model, in_shape)),
         "in_shape": list(in_shape), "num_classes": len(classes),
         "classes": classes, "normalize": normalize.as_dict(), "dtype": str(np.dtype(dtype)),
         "data": source if source in NAMES else str(Path(root or "", source).resolve()),
@@ -603,11 +607,11 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
         models.build(model)                     # says so, before a file is read
     shape = tuple(in_shape or models.default_in_shape(model))
     if str(weights) == "imagenet" and normalize is None:
-        normalize = Normalize(*published.IMAGENET_PIXELS)
+        normalize = Normalize(*published.pixels_of(model))
     weights = published.find(model, weights)
-    state = load(weights)
+    state, form = published.of_model(model, load(weights))
     if classes is None:
-        last = list(unwrapped(state).values())[-1:]
+        last = list(state.values())[-1:]
         if not last or not np.ndim(last[0]):
             raise WeightsError(f"{weights} ends in no weights of a last layer, so it does not say how many classes it knows")
         classes = [str(i) for i in range(len(last[0]))]
@@ -616,7 +620,7 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
                       "with --mean and --std (in Python, normalize=Normalize(mean, std))", RuntimeWarning, stacklevel=2)
         normalize = Normalize((0.0,) * shape[0], (1.0,) * shape[0])
     about = {"model": model, "num_classes": len(classes), "in_shape": list(shape), "classes": list(classes), "dtype": "float32",
-             "device": resolve_device(device), "training": {"seed": 0}, "model_options": {}}
+             "device": resolve_device(device), "training": {"seed": 0}, "model_options": form}
     built = _build(about)
     built.load_state_dict(state)
     return Trained(Path(weights), built, normalize, about)

@@ -126,7 +126,7 @@ def built(name, in_shape, options, dtype=np.float64):
 each_model = pytest.mark.parametrize("name, in_shape, options", [
     ("nin", (3, 32, 32), {}), ("nin", (1, 25, 18), {}), ("googlenet", (3, 64, 64), {}),
     ("googlenet", (3, 64, 64), {"branch5x5": 3}), ("googlenet", (2, 47, 66), {}),
-    ("googlenet", (3, 15, 24), {}), ("nin", (3, 4, 5), {})])          # smaller than a window, but not by a stride: the least there is
+    ("googlenet", (3, 15, 24), {}), ("nin", (3, 4, 5), {})])         # the least: a pool's window is larger than its image
 
 
 @pytest.mark.parametrize("dtype, limit", [(np.float64, 1e-10), (np.float32, 1e-4)])

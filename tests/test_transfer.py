@@ -210,6 +210,21 @@ def test_a_run_goes_on_from_another_runs_model(here):
             np.testing.assert_array_equal(array, first.trainer.model.state_dict()[name], err_msg=name)
 
 
+def test_published_weights_bring_their_normalisation_and_their_form(here, monkeypatch):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
+    monkeypatch.setattr(models.published, "find", lambda model, weights: {"imagenet": "w.npz"}.get(str(weights), weights))
+    mc.save("w.npz", models.resnet20(7, shortcut="B", seed=5).state_dict())
+    options = {"model": "resnet20", "epochs": 1, "device": "cpu"}
+    run = train.begin("digits", start="imagenet", out="a", **options)
+    assert run.about["normalize"] == Normalize(*models.published.IMAGENET_PIXELS).as_dict()
+    assert run.about["model_options"] == {"shortcut": "B"} and run.about["in_shape"] == [3, 32, 32]
+    assert run.trainer.normalize == Normalize(*models.published.IMAGENET_PIXELS)
+    run = train.begin("digits", start="imagenet", out="b", normalize=NORMALIZE, **options)
+    assert run.trainer.normalize == NORMALIZE
+    run = train.begin("digits", start="w.npz", out="c", **options)          # nobody knows: what gives these images mean 0
+    assert run.trainer.normalize == train.normalization_of(run.trainer.train_set)
+
+
 def test_weights_that_do_not_say_what_they_are_of(here):
     mc.save("w.npz", small().state_dict())
     with pytest.raises(ValueError, match="w.npz does not say what model it is of: name it, too"):

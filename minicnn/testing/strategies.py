@@ -151,7 +151,7 @@ def pool_cases(draw: st.DrawFn, dtype: Any = np.float64, max_kernel: int = 3, mo
     padding = pads[0] if pads[0] == pads[1] and draw(st.booleans()) else pads
     ceil = draw(st.booleans()) if ceil_mode is None else ceil_mode
     steps = kernel if stride is None else stride if isinstance(stride, tuple) else (stride, stride)
-    reach = tuple(k - s + 1 for k, s in zip(kernel, steps, strict=True)) if ceil else kernel     # what a window must have of the image
+    reach = tuple(k - s + 1 for k, s in zip(kernel, steps, strict=True)) if ceil else kernel     # what must lie in the image
     size = _image_size(draw, reach, pads, more)
     x = draw(arrays((draw(st.integers(1, 2)), draw(st.integers(1, 3)), *size), dtype, ties=ties))
     return PoolCase(x, {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil})
