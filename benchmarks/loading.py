@@ -3,6 +3,7 @@
     python benchmarks/loading.py                                 photographs of CIFAR-10 from $MINICNN_DATA, enlarged to 500 x 375
     python benchmarks/loading.py --data FOLDER                   JPEG files of your own, CLASS/IMAGE
     python benchmarks/loading.py --json out.json                 keep every step
+    python benchmarks/loading.py --quick                         tiny sizes: does it all run?
 
 A step is what the trainer does with a batch: normalise, forward, cross-entropy, backward, SGD; waiting is the time until the batch
 is there. The ways take turns, some steps each, for the speed of a shared machine moves; medians over all steps.
@@ -17,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import report
-from run import positive, write
+from run import parse_common, positive, write
 
 import minicnn as mc
 from minicnn.data import ImageFiles, ImageSet, Normalize
@@ -103,7 +104,7 @@ def measure(way: Way, trainer: Trainer, batches: Iterator[Any], steps: int) -> l
 
 @contextmanager
 def photographs(count: int, width: int, height: int) -> Iterator[Path]:
-    """A folder of so many photographs of CIFAR-10, enlarged, as JPEG files of quality 90; gone afterwards."""
+    """A folder of so many photographs of CIFAR-10, of two classes, enlarged, as JPEG files of quality 90; gone afterwards."""
     image = importlib.import_module("PIL.Image")
     archive = Path(os.environ.get("MINICNN_DATA", ""), "cifar10-jpeg.tar.xz")
     if not archive.is_file():
@@ -111,7 +112,7 @@ def photographs(count: int, width: int, height: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder, tarfile.open(archive, "r|xz") as tar:
         files = (member for member in tar if member.isfile() and member.name.endswith(".jpg"))
         for i, member in zip(range(count), files, strict=False):
-            path = Path(folder, f"class{i % 10}", f"{i:05}.jpg")
+            path = Path(folder, f"class{i % 2}", f"{i:05}.jpg")
             path.parent.mkdir(exist_ok=True)
             stream = tar.extractfile(member)
             assert stream is not None
@@ -120,9 +121,10 @@ def photographs(count: int, width: int, height: int) -> Iterator[Path]:
         yield Path(folder)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
-    args = parse()
+    args = parse(arguments)
+    print(f"{cores()} cores, {mc.get_num_threads()} threads")
     with photographs(20 * args.batch, *args.photograph) if args.data is None else nullcontext(Path(args.data)) as folder:
         compared = ways(folder, args.size)
         print(f"{compared[0].dataset!r}, {args.model}, batch {args.batch}")
@@ -131,7 +133,7 @@ def main() -> None:
         seconds: dict[str, list[tuple[float, float]]] = {way.name: [] for way in compared}
         for way in compared:
             measure(way, trainer, streams[way.name], 2)             # not counted: they fetch memory, and wait for the first batch
-        for _ in range(args.rounds):
+        for _ in range(args.repeats):
             for way in compared:
                 seconds[way.name] += measure(way, trainer, streams[way.name], args.steps)
         for stream in streams.values():
@@ -149,21 +151,22 @@ def main() -> None:
                           "photographs": args.data or "x".join(map(str, args.photograph)),
                           "seconds": {name: {"waiting": [w for w, _ in found], "step": [s for _, s in found]}
                                       for name, found in seconds.items()}})
+    return 0
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How long a trainer waits for its images.")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--size", type=positive, default=224, help="pixels a side that the model reads")
     parser.add_argument("--photograph", type=positive, nargs=2, default=(500, 375), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--data", metavar="FOLDER", help="of JPEG files, CLASS/IMAGE")
-    parser.add_argument("--rounds", type=positive, default=4)
-    parser.add_argument("--steps", type=positive, default=8, help="of each way in a round")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    return parser.parse_args()
+    parser.add_argument("--steps", type=positive, default=8, help="of each way, before the next one's turn")
+    args = parse_common(parser, arguments)
+    if args.quick:
+        args.model, args.batch, args.size, args.photograph, args.steps = "resnet20", 2, 32, (50, 40), 1
+    return args
 
 
 if __name__ == "__main__":
-    print(f"{cores()} cores, {mc.get_num_threads()} threads")
-    main()
+    sys.exit(main())
