@@ -91,7 +91,7 @@ def read_tree(source: Path, *, size: tuple[int, int] | None = None, halves: Coll
     pictures: list[Picture] = []
     bad: list[str] = []
     attempt = partial(_attempt, _known if later else _decoded, size)
-    wanted = (found for found in _placed(source) if halves is None or found[1] in halves)
+    wanted = (_readable(found, later) for found in _placed(source) if halves is None or found[1] in halves)
     for found in shown(ahead(attempt, wanted) if later else map(attempt, wanted), "images"):
         if isinstance(found, Picture):
             pictures.append(found)
@@ -139,14 +139,16 @@ def _decoded(entry: Entry, size: tuple[int, int] | None) -> Images:
 
 
 def _known(entry: Entry, size: tuple[int, int] | None) -> InFile:
-    return look_at(_any_time(entry), entry.where, size)
+    assert entry.again is not None
+    return look_at(entry.again, entry.where, size)
 
 
-def _any_time(entry: Entry) -> Callable[[], bytes]:
-    if entry.again is None:
+def _readable(found: Placed, later: bool) -> Placed:
+    entry = found[3]
+    if later and entry.again is None:
         raise DataError(f"{entry.where}: in an archive that is compressed no image can be read by itself; to have them decoded as "
                         "they are needed, unpack it, or decompress it to a plain .tar")
-    return entry.again
+    return found
 
 
 def _bytes_decoded(source: Path, size: tuple[int, int] | None) -> int:
