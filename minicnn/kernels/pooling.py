@@ -67,7 +67,8 @@ def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:
     n, (p, q, c), in_size = len(x), best.shape[1:], x.shape[2:]
     taps = list(windows.taps(in_size, (p, q)))
     dx = empty(xp, image.shape, x.dtype)
-    once = windows.kernel_size == windows.stride and (p * windows.stride[0], q * windows.stride[1]) == in_size    # no overlap
+    (sh, sw), padded = windows.stride, windows.padding != (0, 0)
+    once = windows.kernel_size == (sh, sw) and (p * sh, q * sw) == in_size and not padded     # every pixel is in one window
 
     def one(i: Any) -> None:
         if not once:
