@@ -1,0 +1,354 @@
+"""Everything that only a GPU can tell, in one command and one results file: the tests, whole models, every kernel.
+
+    python benchmarks/gpu.py --json benchmarks/results/DATE-gpu.json         ten minutes at the most, see --minutes
+    python benchmarks/gpu.py --quick --device cpu                            tiny sizes: does it all run?
+    python benchmarks/gpu.py --table                                         the README's table, from the newest results file
+
+In this order, each part written to the file as soon as it is there, and left out (and named) where the time is up:
+
+1. the engine's whole suite on the device, `pytest -m gpu`, where a skip is a failure;
+2. VGG-16, ResNet-18 and ResNet-50 at batch 64 and 224 x 224, ResNet-20 at batch 128 and 32 x 32: inference and a training step in
+   float32, TF32 and bfloat16, beside PyTorch eager on the same device in both of its memory formats (cudnn.benchmark on). One
+   repetition of each side in turn, by events on the device's stream; peak memory by each library's own pool;
+3. `minicnn bench kernels` on the CPU and the GPU of the machine, at several batches: time, error, share of the roofline, and the
+   batch from which on the GPU is faster.
+
+What "bf16" means differs: PyTorch's autocast keeps activations in bfloat16 too, minicnn rounds the factors of products alone.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cases
+import numpy as np
+from engine_minicnn import build
+
+import minicnn as mc
+from minicnn.backend import library_of
+from minicnn.bench import results
+from minicnn.bench.measure import wall
+from minicnn.kernels.cuda import source
+from minicnn.kernels.precision import PRECISIONS, precision
+from minicnn.threads import cores
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+MODELS = {"vgg16": 64, "resnet18": 64, "resnet50": 64, "resnet20": 128}             # batches
+BATCHES = (1, 8, 64)                                                                # of the kernels
+WORDS = ("resnet20", "64x224x224-64x224x224-3x3", "256x56x56-256x56x56-3x3", "512x14x14-512x14x14-3x3",
+         "256x56x56-64x56x56-1x1")
+FORMATS = ("contiguous", "channels_last")
+
+Call = Callable[[], object]
+
+
+class TimeIsUp(Exception):
+    """What is left has to wait for another run."""
+
+
+# ---------------------------------------------------------------- the parts
+def suite(device: str, seconds: float) -> dict[str, Any]:
+    """How many tests passed on the device, and what failed."""
+    if device != "cuda":
+        return {"left out": "it is for a GPU"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-n", str(min(4, cores())), "-p", "no:cacheprovider"]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=HERE.parent, stdout=said, stderr=subprocess.STDOUT,
+                                   env={**os.environ, "MINICNN_REQUIRE_GPU": "1"})
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        said.seek(0)
+        lines = said.read().splitlines()
+    return {"exit status": process.poll(), "last line": lines[-1] if lines else "",
+            "failures": [line for line in lines if line.startswith(("FAILED", "ERROR"))][:50]}
+
+
+def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: float) -> Iterator[dict[str, Any]]:
+    """A row for each model, task and precision: seconds of every repetition and peak bytes, by side."""
+    for name, batch in MODELS.items():
+        for how in PRECISIONS if device != "cpu" else ("fp32",):
+            for task in ("inference", "training step"):
+                case = cases.model(name, quick, None if quick else batch)[("inference", "training step").index(task)]
+                if time.monotonic() > until:
+                    raise TimeIsUp
+                with precision(how):
+                    sides = {"minicnn": lambda case=case, task=task: ours(case, task, device)}
+                    if rival is not None:
+                        sides |= {f"PyTorch {form}": lambda case=case, task=task, form=form, how=how:
+                                  rival.prepare(case, task, form, how) for form in FORMATS}
+                    row = {"model": name, "task": task, "precision": how, "batch": case.batch,
+                           **measured(sides, device, repeats, rival)}
+                print(line_of(row), flush=True)
+                yield row
+
+
+def measured(sides: dict[str, Callable[[], Call]], device: str, repeats: int, rival: Any) -> dict[str, Any]:
+    """Seconds and peak bytes of each side, one repetition in turn; a side that cannot says why."""
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    problems: dict[str, str] = {}
+    calls: dict[str, Call] = {}
+    for side, prepare in sides.items():
+        memory = rival.memory if side.startswith("PyTorch") else peak_of(device)
+        try:
+            with memory() as peak:
+                calls[side] = prepare()
+                for _ in range(2):                      # compiles, and lets cuDNN choose
+                    calls[side]()
+                synchronize(device)
+            peaks[side], seconds[side] = peak[0], []
+        except Exception as error:                      # out of memory, mostly; the others go on
+            calls.pop(side, None)
+            problems[side] = f"{type(error).__name__}: {str(error)[:300]}"
+    for i in range(repeats):
+        for side in list(calls) if i % 2 == 0 else list(calls)[::-1]:
+            seconds[side].append(clock(device)(calls[side]))
+    return {"seconds": seconds, "peak_bytes": peaks, "problems": problems}
+
+
+def ours(case: Any, task: str, device: str) -> Call:
+    """The call to time: a model on the device, with its input there."""
+    model = build(case).to(device)
+    x, labels = cases.arrays(case).values()
+    x = library_of(device).asarray(x)
+    if task == "inference":
+        def inference() -> object:
+            with mc.no_grad():
+                return model(x).data
+        return inference
+    optimizer = mc.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+    def training_step() -> None:
+        optimizer.zero_grad()
+        mc.ops.cross_entropy(model(x, train=True), labels).backward()
+        optimizer.step()
+    return training_step
+
+
+class PyTorch:
+    """PyTorch eager on the same device, as its users run it."""
+
+    def __init__(self, device: str) -> None:
+        self.torch: Any = importlib.import_module("torch")
+        self.engine: Any = importlib.import_module("engine_pytorch")
+        self.device = device
+        self.torch.backends.cudnn.benchmark = True
+
+    def prepare(self, case: Any, task: str, form: str, how: str) -> Call:
+        """The same call as `ours`; TF32 on or off for convolutions and products alike, bfloat16 by autocast."""
+        torch = self.torch
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
+        memory_format = self.engine.FORMATS[form]
+        model = self.engine.translate(build(case)).to(self.device, memory_format=memory_format)
+        x, labels = (torch.from_numpy(array).to(self.device) for array in cases.arrays(case).values())
+        x = x.contiguous(memory_format=memory_format)
+        cast = torch.autocast(self.device, torch.bfloat16, enabled=how == "bf16")
+        if task == "inference":
+            model.eval()
+
+            def inference() -> object:
+                with torch.inference_mode(), cast:
+                    return model(x)
+            return inference
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+        def training_step() -> None:
+            optimizer.zero_grad()
+            with cast:
+                loss = torch.nn.functional.cross_entropy(model(x), labels)
+            loss.backward()
+            optimizer.step()
+        return training_step
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[list[int]]:
+        """Collects the most bytes that PyTorch had reserved in the block."""
+        peak = [0]
+        if self.device == "cuda":
+            self.torch.cuda.empty_cache()
+            before = self.torch.cuda.memory_reserved()
+            self.torch.cuda.reset_peak_memory_stats()
+        yield peak
+        if self.device == "cuda":
+            peak[0] = self.torch.cuda.max_memory_reserved() - before
+
+
+def kernels(device: str, quick: bool, until: float) -> dict[str, Any]:
+    """The rows of `minicnn bench kernels` at each batch, its rooflines, and where the GPU begins to win."""
+    found: dict[str, Any] = {"rows": [], "roofline": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for batch in BATCHES[:1] if quick else BATCHES:
+            if time.monotonic() > until:
+                raise TimeIsUp
+            file = Path(folder, f"{batch}.json")
+            command = [sys.executable, "-m", "minicnn", "bench", "kernels", *WORDS[:1 if quick else None], "--batch", str(batch),
+                       "--backend", "auto" if device == "cuda" else "cpu", "--repeats", "3", "--json", str(file)]
+            subprocess.run([*command, *["--quick"] * quick], stdout=subprocess.DEVNULL, check=False,
+                           timeout=max(1.0, until - time.monotonic() + 60))
+            if file.exists():
+                document = results.read(str(file))
+                found["rows"] += [{k: v for k, v in row.items() if k != "layers"} for row in document["results"]]
+                found["roofline"] |= document["roofline"]
+    found["the GPU is faster from batch"] = crossings(found["rows"])
+    return found
+
+
+def crossings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
+    """{kernel at a shape: the smallest batch measured at which the GPU's best algorithm beats the CPU's best; None: at none}"""
+    best: dict[tuple[str, int, str], float] = {}
+    for row in rows:
+        if row["seconds"]:
+            key = (f"{row['kernel']} {row['shape']}", row["batch"], row["backend"])
+            best[key] = min(best.get(key, np.inf), median(row["seconds"]))
+    names = dict.fromkeys(name for name, _, backend in best if backend == "cuda")
+    return {name: next((batch for batch in sorted({b for n, b, _ in best if n == name})
+                        if best.get((name, batch, "cuda"), np.inf) < best.get((name, batch, "cpu"), 0)), None) for name in names}
+
+
+# ---------------------------------------------------------------- the device
+def clock(device: str) -> Callable[[Call], float]:
+    """Seconds of a call: on a GPU with all that was asked of it before and in it, which events of both libraries' streams span."""
+    def waited(call: Call) -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        return time.perf_counter() - start
+    return wall if device == "cpu" else waited
+
+
+def synchronize(device: str) -> None:
+    """Wait for all streams of the device, whosever they are."""
+    if device == "cuda":
+        library_of(device).cuda.runtime.deviceSynchronize()
+
+
+def peak_of(device: str) -> Callable[[], Any]:
+    """A context that collects the bytes by which CuPy's pool had to grow."""
+    @contextlib.contextmanager
+    def context() -> Iterator[list[int]]:
+        peak, pool = [0], None
+        if device != "cpu":
+            pool = library_of(device).get_default_memory_pool()
+            pool.free_all_blocks()
+            before = pool.total_bytes()
+        yield peak
+        if pool is not None:
+            peak[0] = int(pool.total_bytes() - before)
+    return context
+
+
+# ---------------------------------------------------------------- in words
+def line_of(row: dict[str, Any]) -> str:
+    """A row for people: milliseconds by side, and the speed-up over the faster of PyTorch's."""
+    times = "  ".join(f"{side} {1e3 * median(s):8.2f} ms" for side, s in row["seconds"].items() if s)
+    faster = speed_up(row)
+    return (f"{row['model']:9} {row['task']:13} {row['precision']}  {times}"
+            + ("" if faster is None else f"  speed-up {faster:.2f}")
+            + "".join(f"  {side}: {why}" for side, why in row["problems"].items()))
+
+
+def speed_up(row: dict[str, Any]) -> float | None:
+    """PyTorch's time in its faster format over ours, of medians; None where one of us is missing."""
+    rivals = [median(s) for side, s in row["seconds"].items() if side != "minicnn" and s]
+    return min(rivals) / median(row["seconds"]["minicnn"]) if rivals and row["seconds"].get("minicnn") else None
+
+
+def newest(folder: Path = RESULTS) -> dict[str, Any] | None:
+    """The newest results of a GPU in the folder."""
+    files = sorted(folder.glob("*-gpu.json"))
+    return json.loads(files[-1].read_text()) if files else None
+
+
+def table(found: dict[str, Any] | None) -> str:
+    """What the README says of the GPU: a table of the results file's figures, and whether they are of this very code."""
+    if found is None:
+        return ("**It has not run on a GPU yet**: there is no results file, so there are no figures. What is known comes from a "
+                "CPU, by `tests/test_cuda_kernels.py`.")
+    facts = found["environment"]
+    same = found["hash"] == source.digest()
+    lines = [f"On {facts.get('GPU', 'no GPU')}, {facts['date'][:10]}, commit {facts.get('commit', 'unknown')}: "
+             + ("" if same else "**these figures are not of this code**, the GPU's files have changed since. ")
+             + f"tests: {found.get('suite', {}).get('last line') or 'not run'}. Milliseconds a batch, and speed-up over PyTorch "
+             f"{facts.get('PyTorch', '')} in the faster of its memory formats:", "",
+             "| | batch | precision | inference | PyTorch | speed-up | training step | PyTorch | speed-up | peak GB | PyTorch |",
+             "| --- " * 11 + "|"]
+    rows = {(r["model"], r["precision"], r["task"]): r for r in found.get("models", [])}
+    for name, how in dict.fromkeys((r["model"], r["precision"]) for r in found.get("models", [])):
+        cells = [name, str(MODELS.get(name, "")), how]
+        for task in ("inference", "training step"):
+            row = rows.get((name, how, task), {"seconds": {}, "peak_bytes": {}})
+            mine, faster = row["seconds"].get("minicnn"), speed_up(row)
+            cells += [f"{1e3 * median(mine):.2f}" if mine else "-",
+                      f"{1e3 * median(mine) * faster:.2f}" if faster else "-", f"**{faster:.2f}**" if faster else "-"]
+        peaks = row["peak_bytes"]
+        theirs = [p for side, p in peaks.items() if side != "minicnn"]
+        cells += [f"{peaks['minicnn'] / 1e9:.2f}" if "minicnn" in peaks else "-", f"{min(theirs) / 1e9:.2f}" if theirs else "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- the command
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    if args.table:
+        print(table(newest()))
+        return 0
+    until = time.monotonic() + 60 * args.minutes
+    library_of(args.device)                             # raises, and says what is missing
+    rival = None
+    with contextlib.suppress(ImportError):
+        rival = PyTorch("cuda" if args.device == "cuda" else "cpu") if not args.no_pytorch else None
+    facts = results.environment(cores(), [args.device]) | ({"commit": args.commit} if args.commit else {})
+    if rival is not None:
+        facts["PyTorch"] = str(rival.torch.__version__)
+    found: dict[str, Any] = {"environment": facts, "hash": source.digest(), "quick": args.quick, "models": []}
+    keep = (lambda: None) if args.json is None else (lambda: args.json.write_text(json.dumps(found, indent=1) + "\n"))
+    try:
+        if not args.quick:
+            found["suite"] = suite(args.device, max(10.0, 0.4 * 60 * args.minutes))
+            print(f"tests: {found['suite']}", flush=True)
+            keep()
+        for row in whole_models(args.device, args.quick, 2 if args.quick else 7, rival, until - 90):
+            found["models"].append(row)
+            keep()
+        found["kernels"] = kernels(args.device, args.quick, until - 30)
+    except (TimeIsUp, subprocess.TimeoutExpired):
+        found["left out"] = "what is not here: the time was up"
+        print(found["left out"])
+    keep()
+    print(f"\n{table(found)}")
+    return 1 if found.get("suite", {}).get("exit status") else 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run the tests and time everything on a GPU.")
+    parser.add_argument("--device", default="cuda", help="cuda; or cpu, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, no tests: shows that it runs, measures nothing")
+    parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is left out (default: %(default)s)")
+    parser.add_argument("--no-pytorch", action="store_true", help="minicnn alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--commit", help="which commit this is, where the files lie without their history")
+    parser.add_argument("--table", action="store_true", help="print the README's table, from the newest results file")
+    args = parser.parse_args(arguments)
+    if args.json is not None:
+        results.can_write(str(args.json))
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

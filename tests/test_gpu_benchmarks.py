@@ -1,0 +1,117 @@
+"""The two commands for a machine with a GPU: they run (on the CPU, in small), and the README says what they found."""
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from minicnn.kernels.cuda import source
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Import a file of the folder as its scripts do."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_readme_says_what_is_known_of_the_gpu(module):
+    gpu = module("gpu")
+    assert gpu.table(gpu.newest()) in (REPOSITORY / "README.md").read_text(encoding="utf-8"), (
+        "paste what `python benchmarks/gpu.py --table` prints into the README")
+
+
+def test_everything_runs_in_small(module, monkeypatch, tmp_path, capsys):
+    gpu = module("gpu")
+    monkeypatch.setattr(gpu, "MODELS", {"resnet20": 2})
+    monkeypatch.setattr(gpu, "WORDS", ("4x8x8*",))
+    monkeypatch.setattr(gpu, "BATCHES", (1,))
+    file = tmp_path / "out.json"
+    assert gpu.main(["--quick", "--device", "cpu", "--no-pytorch", "--json", str(file), "--commit", "abc"]) == 0
+    found = json.loads(file.read_text())
+    assert found["hash"] == source.digest() and found["environment"]["commit"] == "abc" and "left out" not in found
+    assert [(row["task"], row["precision"], len(row["seconds"]["minicnn"])) for row in found["models"]] == [
+        ("inference", "fp32", 2), ("training step", "fp32", 2)]
+    assert "| resnet20 | 2 | fp32 |" in capsys.readouterr().out
+
+
+def test_a_side_that_cannot_leaves_the_others_to_go_on(module):
+    gpu = module("gpu")
+
+    def broken():
+        raise MemoryError("Out of memory allocating 1 bytes")
+
+    found = gpu.measured({"minicnn": lambda: lambda: None, "other": lambda: broken}, "cpu", 3, None)
+    assert len(found["seconds"]["minicnn"]) == 3 and list(found["seconds"]) == ["minicnn"]
+    assert found["problems"] == {"other": "MemoryError: Out of memory allocating 1 bytes"}
+
+
+def test_what_is_not_done_in_time_is_named(module, monkeypatch, tmp_path):
+    gpu, file = module("gpu"), tmp_path / "out.json"
+    assert gpu.main(["--quick", "--device", "cpu", "--no-pytorch", "--minutes", "0", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["left out"] == "what is not here: the time was up"
+
+
+def document(digest):
+    def row(task, how, mine, *others):
+        sides = {"minicnn": [mine]}
+        sides |= {f"PyTorch {form}": [s] for form, s in zip(("contiguous", "channels_last"), others, strict=False)}
+        return {"model": "resnet50", "task": task, "precision": how, "batch": 64, "seconds": sides, "problems": {},
+                "peak_bytes": {"minicnn": 2e9, "PyTorch contiguous": 4e9, "PyTorch channels_last": 3e9}}
+
+    return {"hash": digest, "suite": {"last line": "1804 passed"},
+            "environment": {"GPU": "A Chip", "date": "2030-01-02T03:04:05", "commit": "abcdef", "PyTorch": "9.9"},
+            "models": [row("inference", "fp32", 0.020, 0.030, 0.025), row("training step", "fp32", 0.080, 0.060, 0.064),
+                       row("inference", "tf32", 0.020)]}
+
+
+def test_the_table_is_the_files_figures(module):
+    lines = module("gpu").table(document(source.digest())).splitlines()
+    assert lines[0].startswith("On A Chip, 2030-01-02, commit abcdef: tests: 1804 passed.")
+    assert lines[4] == "| resnet50 | 64 | fp32 | 20.00 | 25.00 | **1.25** | 80.00 | 60.00 | **0.75** | 2.00 | 3.00 |"
+    assert lines[5] == "| resnet50 | 64 | tf32 | 20.00 | - | - | - | - | - | - | - |"
+
+
+def test_figures_of_other_code_say_so(module):
+    assert "**these figures are not of this code**" in module("gpu").table(document("another"))
+    assert "It has not run on a GPU yet" in module("gpu").table(None)
+
+
+def test_the_newest_results_are_taken(module, tmp_path):
+    gpu = module("gpu")
+    assert gpu.newest(tmp_path) is None
+    for day in ("2030-01-01", "2029-12-31"):
+        (tmp_path / f"{day}-gpu.json").write_text(json.dumps({"hash": day}))
+    (tmp_path / "2031-01-01-all.json").write_text("{}")
+    assert gpu.newest(tmp_path) == {"hash": "2030-01-01"}
+
+
+def test_from_which_batch_the_gpu_is_faster(module):
+    def row(kernel, batch, backend, *seconds, algorithm=""):
+        return {"kernel": kernel, "shape": "s", "batch": batch, "backend": backend, "algorithm": algorithm, "seconds": list(seconds)}
+
+    rows = [row("a", 1, "cpu", 1.0), row("a", 1, "cuda", 2.0), row("a", 8, "cpu", 8.0, algorithm="im2col"),
+            row("a", 8, "cpu", 3.0, algorithm="winograd"), row("a", 8, "cuda", 2.5), row("b", 1, "cpu", 1.0),
+            row("b", 1, "cuda", 3.0), row("c", 1, "cpu", 1.0), row("d", 1, "cuda")]
+    assert module("gpu").crossings(rows) == {"a s": 8, "b s": None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["minicnn", "PyTorch"])
+def test_a_training_in_parts_ends_as_one_in_one_piece(module, tmp_path, library, capsys):
+    if library == "PyTorch":
+        pytest.importorskip("torch")
+    script, flag = module("train_cifar10"), ["--pytorch"] * (library == "PyTorch")
+    ends = []
+    for name, parts in (("one", ["9"]), ("three", ["0.0001", "0.0001", "9", "9"])):
+        for minutes in parts:
+            assert script.main([str(tmp_path / name), "--data", "digits", "--epochs", "2", "--device", "cpu", "--minutes", minutes,
+                                *flag]) == 0
+        ends.append(script.kept(tmp_path / name)[library])
+    assert "the time is up; the same command goes on" in capsys.readouterr().out
+    assert ends[0]["epochs"] == ends[1]["epochs"] == 2 and ends[0]["of"] == 360
+    assert ends[0]["right"] == ends[1]["right"]
