@@ -92,7 +92,8 @@ def test_the_newest_results_are_taken(module, tmp_path):
 
 def test_from_which_batch_the_gpu_is_faster(module):
     def row(kernel, batch, backend, *seconds, algorithm=""):
-        return {"kernel": kernel, "shape": "s", "batch": batch, "backend": backend, "algorithm": algorithm, "seconds": list(seconds)}
+        return {"kernel": kernel, "shape": "s", "batch": batch, "backend": backend, "algorithm": algorithm,
+                "seconds": list(seconds)}
 
     rows = [row("a", 1, "cpu", 1.0), row("a", 1, "cuda", 2.0), row("a", 8, "cpu", 8.0, algorithm="im2col"),
             row("a", 8, "cpu", 3.0, algorithm="winograd"), row("a", 8, "cuda", 2.5), row("b", 1, "cpu", 1.0),

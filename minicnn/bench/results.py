@@ -14,6 +14,7 @@ import threadpoolctl
 
 import minicnn
 from minicnn import backend
+from minicnn.kernels.precision import get_precision
 from minicnn.threads import cores
 from minicnn.weights import atomically
 
@@ -38,7 +39,8 @@ def environment(threads: int, devices: list[str]) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
     if "cuda" in devices:
         gpu = backend.cuda_status().facts
-        facts |= {"GPU": gpu.get("device"), "CuPy": gpu.get("CuPy"), "CUDA of the driver": gpu.get("CUDA of the driver")}
+        facts |= {"GPU": gpu.get("device"), "CuPy": gpu.get("CuPy"), "CUDA of the driver": gpu.get("CUDA of the driver"),
+                  "precision": get_precision()}
     return {name: value for name, value in facts.items() if value is not None}
 
 
