@@ -39,26 +39,54 @@ extern "C" __global__ void im2col_by_fours(const Four* image, Four* columns, int
 
 // Each pixel looks for the windows that saw it and adds up what they say, taps in row-major order. The other way round, windows
 // that add to their pixels, several would write to one pixel at a time.
-extern "C" __global__ void col2im(const real* columns, real* image, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
-                                  int ph, int pw, int dh, int dw, int p, int q)
+__device__ void add(real& sum, real more) { sum += more; }
+
+__device__ void add(Four& sum, Four more)
+{
+    for (int i = 0; i < 4; ++i) sum.a[i] += more.a[i];
+}
+
+// The output that saw `place` (counted in the padded image from the tap on), or -1 where it falls between two or outside.
+__device__ int seen_by(int place, int step, int outputs)
+{
+    if (place < 0) return -1;
+    int output = step == 1 ? place : place / step;      // to divide takes a GPU long, and most steps are 1
+    return output < outputs && output * step == place ? output : -1;
+}
+
+template <class Some>
+__device__ void gather_back(const Some* columns, Some* image, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+                            int ph, int pw, int dh, int dw, int p, int q)
 {
     int length = w * c;
     for (int row = blockIdx.x; row < images * h; row += gridDim.x) {
         int n = row / h, y = row % h + ph;
         for (int e = blockIdx.y * blockDim.x + threadIdx.x; e < length; e += gridDim.y * blockDim.x) {
             int channel = e % c, x = e / c + pw;
-            real sum = 0;
+            Some sum = {};
             for (int i = 0; i < kh; ++i) {
-                int down = y - i * dh;                              // output down / sh saw this row through tap row i
-                if (down < 0 || down % sh || down / sh >= p) continue;
+                int down = seen_by(y - i * dh, sh, p);
+                if (down < 0) continue;
                 for (int j = 0; j < kw; ++j) {
-                    int along = x - j * dw;
-                    if (along < 0 || along % sw || along / sw >= q) continue;
-                    long long window = ((long long)n * p + down / sh) * q + along / sw;
-                    sum += columns[((window * kh + i) * kw + j) * c + channel];
+                    int along = seen_by(x - j * dw, sw, q);
+                    if (along < 0) continue;
+                    long long window = ((long long)n * p + down) * q + along;
+                    add(sum, columns[((window * kh + i) * kw + j) * c + channel]);
                 }
             }
             image[(long long)row * length + e] = sum;
         }
     }
+}
+
+extern "C" __global__ void col2im(const real* columns, real* image, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+                                  int ph, int pw, int dh, int dw, int p, int q)
+{
+    gather_back(columns, image, images, h, w, c, kh, kw, sh, sw, ph, pw, dh, dw, p, q);
+}
+
+extern "C" __global__ void col2im_by_fours(const Four* columns, Four* image, int images, int h, int w, int c, int kh, int kw,
+                                           int sh, int sw, int ph, int pw, int dh, int dw, int p, int q)
+{
+    gather_back(columns, image, images, h, w, c / 4, kh, kw, sh, sw, ph, pw, dh, dw, p, q);
 }

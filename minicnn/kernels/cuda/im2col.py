@@ -35,9 +35,9 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     """(N, H, W, C), (N, P, Q, K) -> (kh, kw, C, K): columns^T dy."""
     n, p, q, k = dy.shape
     shape = (*windows.kernel_size, image.shape[3], k)
-    dw = array_module(image).zeros((shape[0] * shape[1] * shape[2], k), image.dtype)
+    dw = array_module(image).empty((shape[0] * shape[1] * shape[2], k), image.dtype)
     for images in some_images(n, p * q * len(dw) * image.itemsize, windows):
-        gemm(columns(image[images], windows, (p, q)).T, dy[images].reshape(-1, k), dw, accumulate=True)
+        gemm(columns(image[images], windows, (p, q)).T, dy[images].reshape(-1, k), dw, accumulate=images.start > 0)
     return dw.reshape(shape)
 
 
@@ -62,8 +62,7 @@ def columns(image: Array, windows: Windows, out_size: Pair) -> Array:
     if windows.pointwise:
         return image.reshape(-1, c)
     gathered = xp.empty((n * p * q, kh * kw * c), image.dtype)
-    kernel = "im2col_by_fours" if c % 4 == 0 and image.data.ptr % 16 == 0 == gathered.data.ptr % 16 else "im2col"
-    _gather(kernel, image, gathered, image.shape, windows, out_size, n * p)
+    _gather("im2col", image, gathered, image.shape, windows, out_size, n * p)
     return gathered
 
 
@@ -71,14 +70,17 @@ def _gather(kernel: str, source: Array, out: Array, image_shape: tuple[int, ...]
             rows: int) -> None:
     """Start a kernel of im2col.cu: a block for each of the rows that are written, and more along a row where it is long.
 
+    Four channels go as one where they can.
+
     image_shape: (N, H, W, C) of the image, which is read by im2col and written by col2im.   out_size: (P, Q).
     """
     if out.size:
-        along = -(-out.size // rows // THREADS)
-        launch("im2col", kernel, (min(rows, MOST_ROWS), min(along, MOST_ALONG)), THREADS, source, out, *image_shape,
-               *windows.kernel_size, *windows.stride, *windows.padding, *windows.dilation, *out_size)
+        fours = image_shape[3] % 4 == 0 and all(array.data.ptr % 16 == 0 for array in (source, out))
+        along = -(-out.size // rows // (4 * THREADS if fours else THREADS))
+        launch("im2col", f"{kernel}_by_fours" if fours else kernel, (min(rows, MOST_ROWS), min(along, MOST_ALONG)), THREADS,
+               source, out, *image_shape, *windows.kernel_size, *windows.stride, *windows.padding, *windows.dilation, *out_size)
 
 
 def some_images(n: int, bytes_each: int, windows: Windows) -> list[slice]:
-    """Cut n images into runs whose columns are about COLUMN_BYTES; into one run where there are no columns."""
-    return list(slices(n, n if windows.pointwise else COLUMN_BYTES // max(1, bytes_each)))
+    """Cut n images into runs whose columns are about COLUMN_BYTES; into one run where there are no columns, or no images."""
+    return list(slices(n, n if windows.pointwise else COLUMN_BYTES // max(1, bytes_each))) or [slice(0, 0)]

@@ -40,12 +40,12 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     """(N, H, W, C), (N, P, Q, K) -> (3, 3, C, K): dg = G^T [ sum over tiles of (B^T d B) * (A dY A^T) ] G."""
     xp, c, (n, p, q, k) = array_module(image), image.shape[3], dy.shape
     down, across = -(-p // 4), -(-q // 4)
-    du = xp.zeros((36, c, k), image.dtype)
+    du = xp.empty((36, c, k), image.dtype)
     for some in _some_images(n, down * across, c + k, image.dtype):
         v, part = _image_spectrum(image[some], windows.padding, (down, across)), dy[some]
         w = xp.empty((36, v.shape[1], k), dy.dtype)
         launch("winograd", "output_spectrum", over(w.size // 36), THREADS, part, w, len(part), p, q, k, down, across)
-        gemm(v.transpose(0, 2, 1), w, du, accumulate=True)
+        gemm(v.transpose(0, 2, 1), w, du, accumulate=some.start > 0)
     dg = xp.empty((3, 3, c, k), image.dtype)
     launch("winograd", "filter_gradient", over(c * k), THREADS, du, dg, c * k)
     return dg
@@ -68,5 +68,5 @@ def _filter_spectrum(filters: Array) -> Array:
 
 
 def _some_images(n: int, tiles: int, channels: int, dtype: np.dtype) -> list[slice]:
-    """Cut n images into runs whose spectra, of all the channels on both sides, are about SPECTRUM_BYTES."""
-    return list(slices(n, SPECTRUM_BYTES // (36 * tiles * channels * dtype.itemsize)))
+    """Cut n images into runs whose spectra, of all the channels on both sides, are about SPECTRUM_BYTES; one run of no images."""
+    return list(slices(n, SPECTRUM_BYTES // (36 * tiles * channels * dtype.itemsize))) or [slice(0, 0)]
