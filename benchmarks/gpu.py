@@ -9,7 +9,7 @@ In this order, each part written to the file as soon as it is there, and left ou
 1. the engine's whole suite on the device, `pytest -m gpu`, where a skip is a failure;
 2. VGG-16, ResNet-18 and ResNet-50 at batch 64 and 224 x 224, ResNet-20 at batch 128 and 32 x 32: inference and a training step in
    float32, TF32 and bfloat16, beside PyTorch eager on the same device in both of its memory formats (cudnn.benchmark on). One
-   repetition of each side in turn, by events on the device's stream; peak memory by each library's own pool;
+   repetition of each side in turn, until the device has done all of it; peak memory by each library's own pool;
 3. `minicnn bench kernels` on the CPU and the GPU of the machine, at several batches: time, error, share of the roofline, and the
    batch from which on the GPU is faster.
 
@@ -22,6 +22,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,17 +64,20 @@ def suite(device: str, seconds: float) -> dict[str, Any]:
     """How many tests passed on the device, and what failed."""
     if device != "cuda":
         return {"left out": "it is for a GPU"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-n", str(min(4, cores())), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-n", str(min(8, cores())), "-p", "no:cacheprovider"]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=HERE.parent, stdout=said, stderr=subprocess.STDOUT,
+        process = subprocess.Popen(command, cwd=HERE.parent, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
                                    env={**os.environ, "MINICNN_REQUIRE_GPU": "1"})
+        status: int | str
         try:
-            process.wait(seconds)
+            status = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)      # its workers, too: they would disturb what is timed next
+            process.wait()
+            status = "the time was up"
         said.seek(0)
         lines = said.read().splitlines()
-    return {"exit status": process.poll(), "last line": lines[-1] if lines else "",
+    return {"exit status": status, "last line": lines[-1].strip("= ") if lines else "",
             "failures": [line for line in lines if line.startswith(("FAILED", "ERROR"))][:50]}
 
 
@@ -187,9 +191,9 @@ class PyTorch:
             peak[0] = self.torch.cuda.max_memory_reserved() - before
 
 
-def kernels(device: str, quick: bool, until: float) -> dict[str, Any]:
-    """The rows of `minicnn bench kernels` at each batch, its rooflines, and where the GPU begins to win."""
-    found: dict[str, Any] = {"rows": [], "roofline": {}}
+def kernels(device: str, quick: bool, until: float, found: dict[str, Any], keep: Call) -> None:
+    """Into `found`: the rows of `minicnn bench kernels` at each batch, its rooflines, and where the GPU begins to win."""
+    found |= {"rows": [], "roofline": {}}
     with tempfile.TemporaryDirectory() as folder:
         for batch in BATCHES[:1] if quick else BATCHES:
             if time.monotonic() > until:
@@ -198,13 +202,13 @@ def kernels(device: str, quick: bool, until: float) -> dict[str, Any]:
             command = [sys.executable, "-m", "minicnn", "bench", "kernels", *WORDS[:1 if quick else None], "--batch", str(batch),
                        "--backend", "auto" if device == "cuda" else "cpu", "--repeats", "3", "--json", str(file)]
             subprocess.run([*command, *["--quick"] * quick], stdout=subprocess.DEVNULL, check=False,
-                           timeout=max(1.0, until - time.monotonic() + 60))
+                           timeout=max(1.0, until - time.monotonic()))
             if file.exists():
                 document = results.read(str(file))
                 found["rows"] += [{k: v for k, v in row.items() if k != "layers"} for row in document["results"]]
                 found["roofline"] |= document["roofline"]
-    found["the GPU is faster from batch"] = crossings(found["rows"])
-    return found
+                found["the GPU is faster from batch"] = crossings(found["rows"])
+                keep()
 
 
 def crossings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
@@ -221,7 +225,7 @@ def crossings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
 
 # ---------------------------------------------------------------- the device
 def clock(device: str) -> Callable[[Call], float]:
-    """Seconds of a call: on a GPU with all that was asked of it before and in it, which events of both libraries' streams span."""
+    """Seconds of a call by the wall clock; on a GPU until all that it asked for is done, on whichever library's stream."""
     def waited(call: Call) -> float:
         synchronize(device)
         start = time.perf_counter()
@@ -326,7 +330,8 @@ def main(arguments: list[str] | None = None) -> int:
         for row in whole_models(args.device, args.quick, 2 if args.quick else 7, rival, until - 90):
             found["models"].append(row)
             keep()
-        found["kernels"] = kernels(args.device, args.quick, until - 30)
+        found["kernels"] = {}
+        kernels(args.device, args.quick, until - 15, found["kernels"], keep)
     except (TimeIsUp, subprocess.TimeoutExpired):
         found["left out"] = "what is not here: the time was up"
         print(found["left out"])
@@ -339,7 +344,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the tests and time everything on a GPU.")
     parser.add_argument("--device", default="cuda", help="cuda; or cpu, to see that it runs")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, no tests: shows that it runs, measures nothing")
-    parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is left out (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="what is not done by then is left out (default: %(default)s)")
     parser.add_argument("--no-pytorch", action="store_true", help="minicnn alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--commit", help="which commit this is, where the files lie without their history")

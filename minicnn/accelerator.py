@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ def uploaded_ahead(batches: Iterable[tuple[np.ndarray[Any, Any], Rest]], device:
         for array, rest in batches:
             yield to_device(array, device), rest
         return
-    computing, copying = xp.cuda.get_current_stream(), xp.cuda.Stream(non_blocking=True)
+    computing, copying = xp.cuda.get_current_stream(), _second_stream(xp)
     waiting: list[tuple[Array, Any, Rest]] = []
     for array, rest in batches:
         copying.wait_event(computing.record())
@@ -41,6 +42,12 @@ def uploaded_ahead(batches: Iterable[tuple[np.ndarray[Any, Any], Rest]], device:
         del sent
     while waiting:
         yield _arrived(computing, *waiting.pop(0))
+
+
+@functools.cache
+def _second_stream(xp: Any) -> Any:
+    """One for all: memory that was used on a stream is used again on it alone."""
+    return xp.cuda.Stream(non_blocking=True)
 
 
 def _arrived(computing: Any, array: Array, event: Any, rest: Rest) -> tuple[Array, Rest]:
@@ -70,14 +77,13 @@ def told_when_full(like: Array, step: Callable[[int], object], batch_size: int) 
         traceback.clear_frames(error.__traceback__)         # they hold the step's arrays
     else:
         return
-    pool = xp.get_default_memory_pool()
-    pool.free_all_blocks()
+    xp.get_default_memory_pool().free_all_blocks()
     free, whole = xp.cuda.runtime.memGetInfo()
     words = f"the GPU's memory is full: {said}. With nothing under way, {_size(free)} of its {_size(whole)} are free"
     try:
-        needs = [_need(pool, step, images) for images in PROBES]
+        needs = [_need(xp, step, images) for images in PROBES]
         an_image = (needs[1] - needs[0]) / (PROBES[1] - PROBES[0])
-        fits = int(SHARE * (free + pool.total_bytes() - needs[0] + PROBES[0] * an_image) / an_image)
+        fits = int(SHARE * (free - needs[0] + PROBES[0] * an_image) / an_image)
         words += (f"; a step takes about {_size(an_image)} an image: a batch of {fits} would fit, not {batch_size}"
                   if PROBES[0] <= fits < batch_size else f"; a batch smaller than {batch_size} takes less")
     except (MemoryError, ZeroDivisionError):
@@ -85,12 +91,13 @@ def told_when_full(like: Array, step: Callable[[int], object], batch_size: int) 
     raise OutOfDeviceMemory(words)
 
 
-def _need(pool: Any, step: Callable[[int], object], images: int) -> int:
-    """Bytes that are held at the most in a step with so many images: an empty pool grows to just that."""
-    pool.free_all_blocks()
+def _need(xp: Any, step: Callable[[int], object], images: int) -> int:
+    """Bytes that are held at the most in a step with so many images: a pool of its own grows to just that."""
+    pool = xp.cuda.MemoryPool()
     try:
-        step(images)
-        return int(pool.total_bytes())
+        with xp.cuda.using_allocator(pool.malloc):
+            step(images)
+            return int(pool.total_bytes())
     finally:
         pool.free_all_blocks()
 

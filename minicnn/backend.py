@@ -17,6 +17,7 @@ import os
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -130,10 +131,10 @@ def device_of(array: Array) -> str:
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """The array as a NumPy array: itself if it is one, else a copy brought to the host. TypeError for a non-array."""
+    """The array as a NumPy array: itself if it is one, else a copy on the host, laid out alike. TypeError for a non-array."""
     if _known_owner(array).device == "cpu":
         return array  # type: ignore[no-any-return]
-    return array.get()  # type: ignore[no-any-return]
+    return _moved(array, lambda whole: whole.get())  # type: ignore[no-any-return]
 
 
 def library_of(device: str) -> Any:
@@ -143,7 +144,7 @@ def library_of(device: str) -> Any:
 
 
 def to_device(array: Array, device: str) -> Array:
-    """The array on `device` ("cpu", "cuda", "auto" or an adopted name): itself if it is there already, else a copy.
+    """The array on `device` ("cpu", "cuda", "auto" or an adopted name): itself if it is there already, else a copy, laid out alike.
 
     Raises ValueError for an unknown device, BackendUnavailable for "cuda" where no GPU works, TypeError for a
     non-array.
@@ -151,7 +152,26 @@ def to_device(array: Array, device: str) -> Array:
     current, wanted = device_of(array), resolve_device(device)
     if current == wanted:
         return array
-    return library_of(wanted).asarray(to_numpy(array))
+    return _moved(to_numpy(array), library_of(wanted).asarray)
+
+
+def _moved(array: Array, move: Callable[[Array], Array]) -> Array:
+    """move(array), with its axes in memory as they were: by itself a copy from one library to another has them in their order.
+
+    Filters lie as the kernels read them; if they lost that on the way, every pass over them would begin with a copy.
+    """
+    if array.ndim < 2:
+        return move(array)
+    order = memory_order(array)
+    whole = array.transpose(order)
+    if not whole.flags.c_contiguous:
+        return move(array)
+    return move(whole).transpose(sorted(range(array.ndim), key=order.__getitem__))
+
+
+def memory_order(array: Array) -> list[int]:
+    """Its axes from the longest stride to the shortest: the order in which its memory runs."""
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
 
 
 def resolve_device(device: str) -> str:

@@ -194,7 +194,7 @@ class Trainer:
         """
         try:
             while self.epoch < self.config.epochs:
-                with self._full(), precision(self.config.precision):
+                with precision(self.config.precision), self._full():
                     for inputs, labels in uploaded_ahead(self._inputs(), self.model.device):
                         with uninterrupted():           # a step is done, or it is not
                             self._train_step(inputs, labels)

@@ -6,6 +6,7 @@ because the compiler tells the sizes that the kernel reads.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -216,27 +218,51 @@ class OutOfMemoryError(MemoryError):
     """CuPy's."""
 
 
-class Pool:
-    """CuPy's pool of memory, and a device that has `limit` bytes of it."""
+class Memory:
+    """What a device has of it: `limit` bytes, of which the arrays that live take `live`; and the pool that is asked for more."""
 
     def __init__(self) -> None:
-        self.limit, self.live, self.peak = 1 << 40, 0, 0
+        self.limit, self.live = 1 << 40, 0
         self.known: set[int] = set()
+        self.default = self.pool = Pool(self)
 
-    def take(self, memory: np.ndarray[Any, Any]) -> None:
+    def take(self, array: np.ndarray[Any, Any]) -> None:
         """Count an array that owns its memory, for as long as it lives."""
-        if memory.base is not None or id(memory) in self.known:
+        if array.base is not None or id(array) in self.known:
             return
-        if self.live + memory.nbytes > self.limit:
-            raise OutOfMemoryError(f"Out of memory allocating {memory.nbytes:,} bytes (allocated so far: {self.live:,} bytes).")
-        self.live += memory.nbytes
-        self.peak = max(self.peak, self.live)
-        self.known.add(id(memory))
-        weakref.finalize(memory, self.give_back, id(memory), memory.nbytes)
+        if self.live + array.nbytes > self.limit:
+            raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes (allocated so far: {self.live:,} bytes).")
+        self.known.add(id(array))
+        self.pool.change(array.nbytes)
+        weakref.finalize(array, self.give_back, self.pool, id(array), array.nbytes)
 
-    def give_back(self, name: int, size: int) -> None:
+    def give_back(self, pool: Pool, name: int, size: int) -> None:
         self.known.discard(name)
-        self.live -= size
+        pool.change(-size)
+
+    @contextlib.contextmanager
+    def using_allocator(self, malloc: Any) -> Iterator[None]:
+        """CuPy's: arrays inside take their memory from the pool whose `malloc` this is."""
+        before, self.pool = self.pool, malloc.__self__
+        try:
+            yield
+        finally:
+            self.pool = before
+
+
+class Pool:
+    """CuPy's MemoryPool: it keeps what it was ever given, until it is told to give back what is free."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory, self.live, self.peak = memory, 0, 0
+
+    def change(self, size: int) -> None:
+        self.memory.live += size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def malloc(self, size: int) -> None:
+        """Named by `using_allocator`; never called here."""
 
     def total_bytes(self) -> int:
         return self.peak
@@ -253,11 +279,11 @@ def with_cuda() -> Any:
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module             # where its functions look for each other
     spec.loader.exec_module(module)
-    pool, init, asarray = Pool(), module.ndarray.__init__, module.asarray
+    memory, init, asarray = Memory(), module.ndarray.__init__, module.asarray
 
-    def counted(self: Any, memory: np.ndarray[Any, Any]) -> None:
-        pool.take(memory)
-        init(self, memory)
+    def counted(self: Any, array: np.ndarray[Any, Any]) -> None:
+        memory.take(array)
+        init(self, array)
 
     def sent(a: Any, dtype: Any = None) -> Any:
         if Stream.current is Stream.main or not isinstance(a, np.ndarray):
@@ -267,9 +293,10 @@ def with_cuda() -> Any:
         return there
 
     module.ndarray.__init__, module.asarray = counted, sent
-    module.RawModule, module.get_default_memory_pool = RawModule, lambda: pool
+    module.RawModule, module.get_default_memory_pool = RawModule, lambda: memory.default
     module.cuda = SimpleNamespace(
         cublas=SimpleNamespace(gemmEx=gemm_ex, gemmStridedBatchedEx=gemm_strided_batched_ex),
         device=SimpleNamespace(get_cublas_handle=lambda: HANDLE), Stream=Stream, get_current_stream=lambda: Stream.current,
-        runtime=SimpleNamespace(memGetInfo=lambda: (pool.limit - pool.peak, pool.limit)))
+        MemoryPool=lambda: Pool(memory), using_allocator=memory.using_allocator,
+        runtime=SimpleNamespace(memGetInfo=lambda: (memory.limit - memory.live, memory.limit)))
     return module

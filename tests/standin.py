@@ -445,7 +445,7 @@ for _name, (_position, _keyword) in signatures(REDUCTIONS).items():
 def array(obj: Any, dtype: Any = None, copy: bool = True) -> Any:
     if type(obj) is ndarray:
         return obj.astype(obj.dtype if dtype is None else dtype, copy=copy)
-    return ndarray(np.array(obj, dtype=dtype))
+    return ndarray(np.array(obj, dtype=dtype, order="C"))           # whatever the layout was
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:

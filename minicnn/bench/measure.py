@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, device_of, to_device
+from minicnn.backend import Array, to_device
 from minicnn.bench import engine
 
 Call = Callable[[], Any]
@@ -115,18 +115,8 @@ def upload(arrays: Mapping[str, Array], device: str) -> tuple[dict[str, Array], 
     if device == "cpu":
         return dict(arrays), None
     moved: dict[str, Array] = {}
-    seconds = clock_of(device)(lambda: moved.update({name: _laid_out_alike(array, to_device(array, device))
-                                                     for name, array in arrays.items()}))
+    seconds = clock_of(device)(lambda: moved.update({name: to_device(array, device) for name, array in arrays.items()}))
     return moved, seconds
-
-
-def _laid_out_alike(array: Array, moved: Array) -> Array:
-    """A copy to a device may lose the order in which the axes lie in memory: channels-last stays so."""
-    if moved.strides == array.strides or array.ndim != 4:
-        return moved
-    order = sorted(range(4), key=lambda axis: -array.strides[axis])
-    dense = to_device(np.ascontiguousarray(array.transpose(order)), device_of(moved))
-    return dense.transpose([order.index(axis) for axis in range(4)])
 
 
 # ---------------------------------------------------------------- memory

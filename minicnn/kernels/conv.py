@@ -18,6 +18,7 @@ from minicnn.backend import Array, array_module
 from minicnn.kernels import im2col, tapwise, winograd
 from minicnn.kernels.algorithms import choose
 from minicnn.kernels.blocks import Finish
+from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.elementwise import Affine
 from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last
 
@@ -66,6 +67,17 @@ def conv2d_weight_grad(x: Array, dy: Array, windows: Windows, groups: int = 1, a
     if groups > 1:
         return _each_group(groups, lambda x, dy: conv2d_weight_grad(x, dy, windows, 1, name), (x, 1), (dy, 1), join=0)
     return filters_first(WEIGHT_GRAD[name](channels_last(x), channels_last(dy), windows))
+
+
+@has_cuda
+def conv2d_affine(x: Array, weight: Array, scale: Array, shift: Array, residual: Array | None, rectified: bool, windows: Windows,
+                  groups: int, algorithm: str | None) -> Array:
+    """max(scale conv2d(x, weight) + shift + residual, 0); the filters are scaled where they are fewer numbers than the result."""
+    (n, *_), (p, q) = x.shape, windows.out_size(x.shape[2:])
+    if n * p * q > weight[0].size:
+        scaled = weight * scale.reshape(-1, 1, 1, 1)
+        return conv2d(x, scaled, shift, windows, groups, algorithm, affine(None, None, residual, rectified))
+    return conv2d(x, weight, None, windows, groups, algorithm, affine(scale, shift, residual, rectified))
 
 
 def affine(scale: Array | None, shift: Array | None, residual: Array | None, rectified: bool) -> Affine:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicnn.backend import Array, array_module
+from minicnn.backend import Array, array_module, memory_order
 from minicnn.kernels.blocks import ELEMENTS, each, empty, slices
 from minicnn.kernels.dispatch import has_cuda
 
@@ -120,11 +120,6 @@ def in_place(task: Callable[..., object], *arrays: Array) -> None:
     flat = [array.reshape(-1) for array in turned]
     size = math.prod(arrays[0].shape)
     each(xp, lambda part: task(*(array[part] for array in flat)), list(slices(size, ELEMENTS)), size * (1 + len(arrays)))
-
-
-def memory_order(array: Array) -> list[int]:
-    """Its axes from the longest stride to the shortest: the order in which its memory runs."""
-    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
 
 
 def laid_out_like(array: Array, make: Callable[[list[int]], Array]) -> Array:

@@ -128,6 +128,13 @@ def follow(running_mean: Array, running_var: Array, mean: Array, var: Array, mom
 
 
 @has_cuda
+def scale_and_shift(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """scale and shift, (C,) both, with which batch norm by constant statistics is scale x + shift."""
+    scale = weight * (var + eps) ** -0.5
+    return scale, bias - scale * mean
+
+
+@has_cuda
 def channel_total(x: Array) -> Array:
     """(N, C, H, W) -> (C,): the sum of each channel."""
     return x.sum(axis=(0, 2, 3))

@@ -95,10 +95,7 @@ def conv2d_affine(x: Array, weight: Array, scale: Array, shift: Array, residual:
     out_shape = (len(x), len(weight), *windows.out_size(x.shape[2:]))
     if residual is not None and tuple(residual.shape) != out_shape:
         raise ValueError(f"conv2d_affine: residual {tuple(residual.shape)} must have the shape of the result, {out_shape}")
-    if out_shape[0] * out_shape[2] * out_shape[3] > weight[0].size:         # fewer numbers in the filters than in the result
-        return kernels.conv2d(x, weight * scale.reshape(-1, 1, 1, 1), shift, windows, groups, algorithm,
-                              affine(None, None, residual, rectified))
-    return kernels.conv2d(x, weight, None, windows, groups, algorithm, affine(scale, shift, residual, rectified))
+    return kernels.conv2d_affine(x, weight, scale, shift, residual, rectified, windows, groups, algorithm)
 
 
 @conv2d_affine.backward("x", "weight", "scale", "shift", "residual")

@@ -8,6 +8,11 @@ typedef REAL real;
 // Four numbers that are read and written at once, 16 bytes of float32: memory is used best so.
 struct __align__(16) Four { real a[4]; };
 
+// One number or four, for kernels that are written once for either: how many, and the i-th.
+template <class Some> constexpr int how_many = sizeof(Some) / sizeof(real);
+__device__ inline real& part(real& one, int) { return one; }
+__device__ inline real& part(Four& four, int i) { return four.a[i]; }
+
 // For each i of [0, count), shared out over all threads of the launch, neighbours to neighbours. An int, since kernels divide it to
 // find their place, and to divide 64 bits takes a GPU several times as long: count is at most 2^30, and more work comes in parts.
 #define EACH(i, count) for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += gridDim.x * blockDim.x)

@@ -6,23 +6,58 @@
 //
 // A thread stays in its column and goes from row to row, so that it looks up the channel's numbers once. Rows of few channels are
 // taken several as one, `width` numbers long, so that neighbouring threads have work.
-extern "C" __global__ void affine(const real* x, const real* scale, const real* shift, const real* residual, real* out,
-                                  long long count, int channels, int width, int rectified)
+template <class Some>       // one number, or four channels at once; count, channels and width are in such
+__device__ void affine_of(const Some* x, const Some* scale, const Some* shift, const Some* residual, Some* out, long long count,
+                          int channels, int width, int rectified)
 {
     int column = blockIdx.x * blockDim.x + threadIdx.x, channel = column % channels;
     if (column >= width) return;
-    real slope = scale ? scale[channel] : 1, offset = shift ? shift[channel] : 0;
+    Some slope = {}, offset = {}, more = {};
+    for (int i = 0; i < how_many<Some>; ++i) part(slope, i) = 1;
+    if (scale) slope = scale[channel];
+    if (shift) offset = shift[channel];
     long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y, step = (long long)gridDim.y * blockDim.y * width;
     for (long long e = row * width + column; e < count; e += step) {
-        real y = slope * x[e] + offset;
-        if (residual) y += residual[e];
-        out[e] = rectified && y < 0 ? 0 : y;            // so that NaN stays
+        Some seen = x[e];
+        if (residual) more = residual[e];
+        for (int i = 0; i < how_many<Some>; ++i) {
+            real y = part(slope, i) * part(seen, i) + part(offset, i) + part(more, i);
+            part(seen, i) = rectified && y < 0 ? 0 : y;         // so that NaN stays
+        }
+        out[e] = seen;
     }
 }
 
+extern "C" __global__ void affine(const real* x, const real* scale, const real* shift, const real* residual, real* out,
+                                  long long count, int channels, int width, int rectified)
+{
+    affine_of(x, scale, shift, residual, out, count, channels, width, rectified);
+}
+
+extern "C" __global__ void affine_by_fours(const Four* x, const Four* scale, const Four* shift, const Four* residual, Four* out,
+                                           long long count, int channels, int width, int rectified)
+{
+    affine_of(x, scale, shift, residual, out, count / 4, channels / 4, width / 4, rectified);
+}
+
 // dx = dy where y > 0, else 0
-extern "C" __global__ void relu_grad(const real* dy, const real* y, real* dx, long long count)
+template <class Some>
+__device__ void relu_grad_of(const Some* dy, const Some* y, Some* dx, long long count)
 {
     long long step = (long long)gridDim.x * blockDim.x;
-    for (long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x; e < count; e += step) dx[e] = y[e] > 0 ? dy[e] : 0;
+    for (long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x; e < count; e += step) {
+        Some given = dy[e], result = y[e];
+        for (int i = 0; i < how_many<Some>; ++i) part(given, i) = part(result, i) > 0 ? part(given, i) : 0;
+        dx[e] = given;
+    }
+}
+
+extern "C" __global__ void relu_grad(const real* dy, const real* y, real* dx, long long count)
+{
+    relu_grad_of(dy, y, dx, count);
+}
+
+extern "C" __global__ void relu_grad_by_fours(const Four* dy, const Four* y, Four* dx, long long count)
+{
+    relu_grad_of(dy, y, dx, count / 4);
 }

@@ -44,11 +44,11 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, accumulate: bool = Fal
     xp = array_module(a, b)
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     stack = a.shape[:-2]
-    fits = b.shape == (*stack, k, n) and a.dtype == b.dtype
+    fits = b.shape == (*stack, k, n) and a.dtype == b.dtype and len(stack) <= 1
     if not fits or (out is not None and (out.shape != (*stack, m, n) or out.dtype != a.dtype)):
         raise ValueError(f"gemm: a {tuple(a.shape)} of {a.dtype} times b {tuple(b.shape)} of {b.dtype}"
                          + ("" if out is None else f" into {tuple(out.shape)} of {out.dtype}")
-                         + ": must be (..., m, k), (..., k, n) and (..., m, n), with the same leading axes and one dtype")
+                         + ": must be (..., m, k), (..., k, n) and (..., m, n), with the same leading axis or none, and one dtype")
     if out is None:
         out, accumulate = xp.empty((*stack, m, n), a.dtype), False
     if not out.size or not k:

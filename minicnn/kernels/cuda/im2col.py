@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import Finish, slices
-from minicnn.kernels.cuda.elementwise import affine_pass, ending
+from minicnn.kernels.cuda.elementwise import affine_pass, ending, in_fours
 from minicnn.kernels.cuda.gemm import gemm
 from minicnn.kernels.cuda.launch import THREADS, launch
 from minicnn.kernels.windows import Pair, Windows
@@ -75,9 +75,9 @@ def _gather(kernel: str, source: Array, out: Array, image_shape: tuple[int, ...]
     image_shape: (N, H, W, C) of the image, which is read by im2col and written by col2im.   out_size: (P, Q).
     """
     if out.size:
-        fours = image_shape[3] % 4 == 0 and all(array.data.ptr % 16 == 0 for array in (source, out))
+        fours = in_fours(image_shape[3], source, out)
         along = -(-out.size // rows // (4 * THREADS if fours else THREADS))
-        launch("im2col", f"{kernel}_by_fours" if fours else kernel, (min(rows, MOST_ROWS), min(along, MOST_ALONG)), THREADS,
+        launch("im2col", f"{kernel}{fours}", (min(rows, MOST_ROWS), min(along, MOST_ALONG)), THREADS,
                source, out, *image_shape, *windows.kernel_size, *windows.stride, *windows.padding, *windows.dilation, *out_size)
 
 

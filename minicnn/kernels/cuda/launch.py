@@ -77,6 +77,12 @@ def _argument(kernel: str, parameter: source.Parameter, value: Any, real: np.dty
         raise TypeError(f"{kernel}: {name} takes an integer, not {value!r}")
     if not -1 << 31 <= value < 1 << 31 and kind == "int":
         raise ValueError(f"{kernel}: {name}={value} is too large for a 32-bit integer: cut the work into smaller parts")
+    return _integer(kind, value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _integer(kind: str, value: int) -> Any:
+    """A number in the kernel's own size; the same few come again and again."""
     return np.asarray(value, _types[kind])[()]
 
 

@@ -26,4 +26,5 @@ def cross_entropy_grad(dy: Array, logits: Array, labels: Array, label_smoothing:
 
 
 def _laid(logits: Array, labels: Array) -> tuple[Array, Array]:
-    return array_module(logits).ascontiguousarray(logits), labels.astype("int64", copy=False)
+    contiguous = array_module(logits).ascontiguousarray
+    return contiguous(logits), contiguous(labels.astype("int64", copy=False))

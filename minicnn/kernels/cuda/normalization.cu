@@ -5,7 +5,7 @@
 //
 //     partial[chunk, 0 and 1, channel]
 //
-// Second, `moments` and `coefficients` add the chunks up, in double, and do the arithmetic of each channel.
+// Second, `moments` and `coefficients` add the chunks up, in double and as many threads to a channel, and do its arithmetic.
 // Source: Ioffe, Szegedy, "Batch Normalization", 2015.
 #include "common.cuh"
 
@@ -13,16 +13,17 @@
 #define TY 8
 
 // The sum over the TY threads of each column, in every thread of it.
-__device__ real column_sum(real mine)
+template <class Number>     // real or double
+__device__ Number column_sum(Number mine)
 {
-    __shared__ real sums[TY][TX];
+    __shared__ Number sums[TY][TX];
     sums[threadIdx.y][threadIdx.x] = mine;
     __syncthreads();
     for (int half = TY / 2; half > 0; half /= 2) {
         if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
         __syncthreads();
     }
-    real sum = sums[0][threadIdx.x];
+    Number sum = sums[0][threadIdx.x];
     __syncthreads();                                    // before anybody writes there again
     return sum;
 }
@@ -49,16 +50,23 @@ extern "C" __global__ void sums(const real* x, real* partial, int m, int channel
     }
 }
 
+// The sum over the chunks of one of the numbers that they have of a channel, in every thread of its column.
+__device__ double over_chunks(const real* partial, int chunks, int step, int channel, int channels)
+{
+    double sum = 0;
+    if (channel < channels)
+        for (int chunk = threadIdx.y; chunk < chunks; chunk += TY) sum += partial[(long long)chunk * step + channel];
+    return column_sum(sum);
+}
+
 // mean, biased variance, and scale = weight / sqrt(var + eps), shift = bias - scale mean.
 extern "C" __global__ void moments(const real* partial, const real* x, const real* weight, const real* bias, real* mean, real* var,
                                    real* scale, real* shift, int m, int channels, int chunks, real eps)
 {
-    EACH(channel, channels) {
-        double sum = 0, squares = 0;
-        for (int chunk = 0; chunk < chunks; ++chunk) {
-            sum += partial[(2LL * chunk) * channels + channel];
-            squares += partial[(2LL * chunk + 1) * channels + channel];
-        }
+    int channel = blockIdx.x * TX + threadIdx.x;
+    double sum = over_chunks(partial, chunks, 2 * channels, channel, channels);
+    double squares = over_chunks(partial + channels, chunks, 2 * channels, channel, channels);
+    if (channel < channels && threadIdx.y == 0) {
         double off = sum / m, variance = max(squares / m - off * off, 0.0), slope = weight[channel] / sqrt(variance + eps);
         mean[channel] = x[channel] + off;
         var[channel] = variance;
@@ -101,11 +109,9 @@ extern "C" __global__ void channel_sums(const real* x, real* partial, int m, int
 
 extern "C" __global__ void add_chunks(const real* partial, real* total, int channels, int chunks)
 {
-    EACH(channel, channels) {
-        double sum = 0;
-        for (int chunk = 0; chunk < chunks; ++chunk) sum += partial[(long long)chunk * channels + channel];
-        total[channel] = sum;
-    }
+    int channel = blockIdx.x * TX + threadIdx.x;
+    double sum = over_chunks(partial, chunks, channels, channel, channels);
+    if (channel < channels && threadIdx.y == 0) total[channel] = sum;
 }
 
 // dbias = sum dz,   dweight = sum dz x_hat,   and dx = scale dz + slope x + rest, which is
@@ -113,12 +119,10 @@ extern "C" __global__ void add_chunks(const real* partial, real* total, int chan
 extern "C" __global__ void coefficients(const real* partial, const real* weight, const real* mean, const real* var, real* dweight,
                                         real* dbias, real* scale, real* slope, real* rest, int m, int channels, int chunks, real eps)
 {
-    EACH(channel, channels) {
-        double sum = 0, along = 0;
-        for (int chunk = 0; chunk < chunks; ++chunk) {
-            sum += partial[(2LL * chunk) * channels + channel];
-            along += partial[(2LL * chunk + 1) * channels + channel];
-        }
+    int channel = blockIdx.x * TX + threadIdx.x;
+    double sum = over_chunks(partial, chunks, 2 * channels, channel, channels);
+    double along = over_chunks(partial + channels, chunks, 2 * channels, channel, channels);
+    if (channel < channels && threadIdx.y == 0) {
         double inv_std = 1 / sqrt(var[channel] + (double)eps), factor = weight[channel] * inv_std;
         double tilt = -factor * inv_std * inv_std * along / m;
         dbias[channel] = sum;
@@ -130,15 +134,46 @@ extern "C" __global__ void coefficients(const real* partial, const real* weight,
 }
 
 // dx = scale dz + slope x + rest, column by column as `affine` in elementwise.cu
-extern "C" __global__ void normalize_grad(const real* dy, const real* x, const real* y, const real* scale, const real* slope,
-                                          const real* rest, real* dx, long long count, int channels, int width)
+template <class Some>
+__device__ void normalize_grad_of(const Some* dy, const Some* x, const Some* y, const Some* scale, const Some* slope,
+                                  const Some* rest, Some* dx, long long count, int channels, int width)
 {
     int column = blockIdx.x * blockDim.x + threadIdx.x, channel = column % channels;
     if (column >= width) return;
-    real factor = scale[channel], tilt = slope[channel], offset = rest[channel];
+    Some factor = scale[channel], tilt = slope[channel], offset = rest[channel], result = {};
     long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y, step = (long long)gridDim.y * blockDim.y * width;
-    for (long long e = row * width + column; e < count; e += step)
-        dx[e] = factor * (!y || y[e] > 0 ? dy[e] : 0) + tilt * x[e] + offset;
+    for (long long e = row * width + column; e < count; e += step) {
+        Some given = dy[e], seen = x[e];
+        if (y) result = y[e];
+        for (int i = 0; i < how_many<Some>; ++i) {
+            real dz = !y || part(result, i) > 0 ? part(given, i) : 0;
+            part(given, i) = part(factor, i) * dz + part(tilt, i) * part(seen, i) + part(offset, i);
+        }
+        dx[e] = given;
+    }
+}
+
+extern "C" __global__ void normalize_grad(const real* dy, const real* x, const real* y, const real* scale, const real* slope,
+                                          const real* rest, real* dx, long long count, int channels, int width)
+{
+    normalize_grad_of(dy, x, y, scale, slope, rest, dx, count, channels, width);
+}
+
+extern "C" __global__ void normalize_grad_by_fours(const Four* dy, const Four* x, const Four* y, const Four* scale, const Four* slope,
+                                                   const Four* rest, Four* dx, long long count, int channels, int width)
+{
+    normalize_grad_of(dy, x, y, scale, slope, rest, dx, count / 4, channels / 4, width / 4);
+}
+
+// scale x + shift is what batch norm is with constant statistics: scale = weight / sqrt(var + eps), shift = bias - scale mean.
+extern "C" __global__ void scale_and_shift(const real* weight, const real* bias, const real* mean, const real* var, real* scale,
+                                           real* shift, int channels, real eps)
+{
+    EACH(channel, channels) {
+        real slope = weight[channel] / sqrt(var[channel] + eps);
+        scale[channel] = slope;
+        shift[channel] = bias[channel] - slope * mean[channel];
+    }
 }
 
 // running += momentum (batch - running), of the mean and of the unbiased variance, which is var m / (m - 1).

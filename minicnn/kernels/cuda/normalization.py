@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.cuda.elementwise import COLUMNS, affine_pass, in_columns
+from minicnn.kernels.cuda.elementwise import COLUMNS, affine_pass, in_columns, in_fours
 from minicnn.kernels.cuda.launch import THREADS, launch, over
 from minicnn.kernels.windows import channels_first, channels_last
 
@@ -23,7 +23,7 @@ def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool 
     rows, c = _rows(x), x.shape[1]
     mean, var, scale, shift = (array_module(x).empty(c, x.dtype) for _ in range(4))
     partial, chunks = _in_chunks("sums", 2, rows)
-    launch("normalization", "moments", over(c), THREADS,
+    launch("normalization", "moments", -(-c // TX), (TX, TY),
            partial, rows, weight, bias, mean, var, scale, shift, len(rows), c, chunks, eps)
     y = array_module(x).empty(rows.shape, x.dtype)
     affine_pass(rows, scale, shift, None if residual is None else _rows(residual), rectified, y)
@@ -37,13 +37,15 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
     result = None if y is None else _rows(y)
     dweight, dbias, scale, slope, rest = (array_module(x).empty(c, x.dtype) for _ in range(5))
     partial, chunks = _in_chunks("grad_sums", 2, arriving, rows, result, mean)
-    launch("normalization", "coefficients", over(c), THREADS, partial, weight, mean, var, dweight, dbias, scale, slope, rest,
-           len(rows), c, chunks, eps)
+    launch("normalization", "coefficients", -(-c // TX), (TX, TY),
+           partial, weight, mean, var, dweight, dbias, scale, slope, rest, len(rows), c, chunks, eps)
     if not want_dx:
         return None, dweight, dbias
     dx = array_module(x).empty(rows.shape, x.dtype)
-    width, blocks = in_columns(dx.size, c)
-    launch("normalization", "normalize_grad", blocks, COLUMNS, arriving, rows, result, scale, slope, rest, dx, dx.size, c, width)
+    fours = in_fours(c, arriving, rows, result, scale, slope, rest, dx)
+    width, blocks = in_columns(dx.size, c, fours)
+    launch("normalization", f"normalize_grad{fours}", blocks, COLUMNS,
+           arriving, rows, result, scale, slope, rest, dx, dx.size, c, width)
     return _image(dx, x), dweight, dbias
 
 
@@ -53,12 +55,19 @@ def follow(running_mean: Array, running_var: Array, mean: Array, var: Array, mom
            running_mean, running_var, mean, var, len(mean), momentum, m / (m - 1))
 
 
+def scale_and_shift(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """scale and shift, (C,) both, with which batch norm by constant statistics is scale x + shift."""
+    scale, shift = (array_module(weight).empty(len(weight), weight.dtype) for _ in range(2))
+    launch("normalization", "scale_and_shift", over(len(weight)), THREADS, weight, bias, mean, var, scale, shift, len(weight), eps)
+    return scale, shift
+
+
 def channel_total(x: Array) -> Array:
     """(N, C, H, W) -> (C,): the sum of each channel."""
     rows, c = _rows(x), x.shape[1]
     sums = array_module(x).empty(c, x.dtype)
     partial, chunks = _in_chunks("channel_sums", 1, rows)
-    launch("normalization", "add_chunks", over(c), THREADS, partial, sums, c, chunks)
+    launch("normalization", "add_chunks", -(-c // TX), (TX, TY), partial, sums, c, chunks)
     return sums
 
 

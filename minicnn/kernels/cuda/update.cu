@@ -13,14 +13,17 @@ extern "C" __global__ void sgd(real* const* params, const real* const* grads, re
 {
     int k = owner[blockIdx.x];
     long long first = (long long)part[blockIdx.x] * CHUNK, behind = min(first + CHUNK, sizes[k]);
+    real* param = params[k];
+    const real* grad = grads[k];
+    real* velocity = velocities ? velocities[k] : 0;
     for (long long i = first + threadIdx.x; i < behind; i += blockDim.x) {
-        real p = params[k][i], g = grads[k][i] + decay * p;
-        if (velocities) {
-            real v = momentum * velocities[k][i] + g;
-            velocities[k][i] = v;
+        real p = param[i], g = grad[i] + decay * p;
+        if (velocity) {
+            real v = momentum * velocity[i] + g;
+            velocity[i] = v;
             g = nesterov ? g + momentum * v : v;
         }
-        params[k][i] = p - lr * g;
+        param[i] = p - lr * g;
     }
 }
 
@@ -31,10 +34,12 @@ extern "C" __global__ void adamw(real* const* params, const real* const* grads, 
 {
     int k = owner[blockIdx.x];
     long long first = (long long)part[blockIdx.x] * CHUNK, behind = min(first + CHUNK, sizes[k]);
+    real *param = params[k], *means = m[k], *squares = v[k];
+    const real* grad = grads[k];
     for (long long i = first + threadIdx.x; i < behind; i += blockDim.x) {
-        real g = grads[k][i], mean = m[k][i] + (g - m[k][i]) * (1 - b1), square = b2 * v[k][i] + (1 - b2) * g * g;
-        m[k][i] = mean;
-        v[k][i] = square;
-        params[k][i] = kept * params[k][i] - rate * mean / (sqrt(square) * root + eps);
+        real g = grad[i], mean = means[i] + (g - means[i]) * (1 - b1), square = b2 * squares[i] + (1 - b2) * g * g;
+        means[i] = mean;
+        squares[i] = square;
+        param[i] = kept * param[i] - rate * mean / (sqrt(square) * root + eps);
     }
 }

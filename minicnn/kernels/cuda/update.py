@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, array_module
+from minicnn.backend import Array, array_module, memory_order
 from minicnn.kernels.cuda.launch import THREADS, run
-from minicnn.kernels.elementwise import memory_order
 
 CHUNK = 4096                # numbers of a parameter for a block, as update.cu has it
 
