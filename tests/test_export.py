@@ -72,7 +72,7 @@ def check(model, path, batch=3):
 
 
 SMALL = [("vgg11", (3, 32, 32), {"hidden": 16, "pool": 7}), ("vgg13_bn", (3, 70, 64), {"hidden": 16, "pool": 3}),
-         ("resnet18", (3, 65, 47), {}), ("resnet50", (3, 33, 31), {}),
+         ("resnet18", (3, 65, 47), {}),
          ("resnet20", (3, 32, 32), {}), ("resnet32", (1, 31, 17), {}), ("resnet44", (3, 9, 32), {"shortcut": "B"}),
          ("nin", (3, 32, 32), {}), ("nin", (1, 25, 18), {}), ("googlenet", (3, 64, 64), {"branch5x5": 3}),
          ("googlenet", (2, 47, 66), {})]

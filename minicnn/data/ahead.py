@@ -13,18 +13,19 @@ from minicnn.threads import cores
 T = TypeVar("T")
 R = TypeVar("R")
 
+WORKERS = 8         # at most, unless somebody asks for more: each holds a batch
 WAITING = 2         # results that may lie ready, beside those that are being made
 
 
 def ahead(make: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Iterator[R]:
-    """make(item) of each item, in their order, made by so many threads (by default one a core) before they are asked for.
+    """make(item) of each item, in their order, made by so many threads (by default one a core, up to 8) before they are asked for.
 
     No more than workers + 2 are under way or ready, so that memory stays bounded. What make raises is raised in its place in the
     order. Threads gain where make lets go of Python's lock, as Pillow's decoders do.
     """
     from concurrent.futures import ThreadPoolExecutor  # slow to import, and data in memory need none
 
-    workers = workers or cores()
+    workers = workers or min(cores(), WORKERS)
     with ThreadPoolExecutor(workers, thread_name_prefix="minicnn-ahead") as pool:
         under_way: deque[Any] = deque()
         try:
