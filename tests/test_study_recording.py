@@ -133,7 +133,7 @@ def test_layers_and_their_hooks():
     with mc.study.record() as tape:
         tape.on_forward("block", lambda call: seen.append(("forward", call.path, call.output.array.shape, call.output.grad)))
         tape.on_backward("block*", lambda call: seen.append(("backward", call.path, call.layer, call.output.grad is not None)))
-        tape.on_backward("head", lambda call: seen.append(("backward", call.path, tape.steps[call.first].inputs["bias"].grad is not None)))
+        tape.on_backward("head", lambda call: seen.append(("backward", "head", tape.steps[call.first].inputs["bias"].grad is not None)))
         mc.ops.cross_entropy(model(images(), train=True), LABELS).backward()
     assert seen[0] == ("forward", "block", (3, 4, 5, 5), None)
     assert seen[1] == ("backward", "head", True)

@@ -25,8 +25,8 @@ def record(fused: bool = False) -> Iterator[Tape]:
     fused: let neighbours run as one (`layers.fused`), as they do outside. By default every layer runs by itself, as the list of
     layers is written, so that each has its own steps; the results are the same up to rounding.
 
-    Calls with plain arrays alone are no steps, here as elsewhere. A recording holds copies of all arrays, each as it was when it was
-    first used; so record one pass, and let an optimiser step outside of the block.
+    Calls with plain arrays alone are no steps, here as elsewhere. A recording holds copies of all arrays, each as it was when it
+    was first used; so record one pass, and let an optimiser step outside of the block.
     """
     tape = Tape()
     with fusion(fused), watched_by(_Writer(tape)):
@@ -77,7 +77,7 @@ class _Writer(Recorder):
         self._remember(output, out.data, out.node)
         named = {name: _copy(value) for name, value in zip(op.extras, extras, strict=True)}
         step = Step(number, op.__name__, path, layer, inputs, {**op.defaults, **options}, output, named, {},
-                    multiply_adds(op.__name__, inputs, output), self.elapsed)
+                    multiply_adds(op.__name__, inputs, output), self.elapsed, operation=op)
         step.options = {name: value for name, value in step.options.items() if name not in inputs}
         if out.node is not None:
             assert out.node.saved is not None

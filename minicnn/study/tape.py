@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from minicnn.autograd import Op
+
 Host = np.ndarray[Any, Any]
 
 
@@ -57,7 +59,7 @@ class Step:
     forward_seconds: float
     backward_seconds: float | None = None                           # of all its backwards together; None: none ran
     input_grads: dict[str, Host] = field(default_factory=dict)      # what its backwards gave each argument
-    backwards: list[str] = field(default_factory=list)              # names of the backward functions that ran
+    operation: Op | None = None                                     # the engine's op itself: its forward, its backwards
 
     @property
     def grad(self) -> Host | None:
@@ -154,8 +156,7 @@ class Tape:
                        "output": s.output.number, "extras": {name: described(a) for name, a in s.extras.items()},
                        "kept": {name: described(k) if isinstance(k, np.ndarray) else _plain(k) for name, k in s.kept.items()},
                        "kept_bytes": s.kept_bytes, "multiply_adds": s.multiply_adds, "forward_seconds": s.forward_seconds,
-                       "backward_seconds": s.backward_seconds, "backwards": s.backwards,
-                       "input_grads": {name: described(g) for name, g in s.input_grads.items()}} for s in self.steps],
+                       "backward_seconds": s.backward_seconds, "input_grads": {name: described(g) for name, g in s.input_grads.items()}} for s in self.steps],
             "layers": [{"path": c.path, "layer": c.layer, "depth": c.depth, "input": c.input.number,
                         "output": None if c.output is None else c.output.number, "first": c.first, "behind": c.behind}
                        for c in self.layers]}
@@ -186,7 +187,8 @@ def _described(array: Host, numbers: bool) -> dict[str, Any]:
     about: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
     if array.size:
         wide = array.astype(np.float64)
-        about.update(min=_number(wide.min()), max=_number(wide.max()), mean=_number(wide.mean()), norm=_number(np.linalg.norm(wide)))
+        about |= {"min": _number(wide.min()), "max": _number(wide.max()), "mean": _number(wide.mean()),
+                  "norm": _number(np.linalg.norm(wide))}
     if numbers:
         about["numbers"] = [_plain(x) for x in array.ravel().tolist()]
     return about
