@@ -265,7 +265,6 @@ def test_the_layers_that_grad_cam_takes():
     model = mc.models.resnet20(6, (1, 8, 8))
     cam = grad_cam(model, np.zeros((1, 8, 8)), layer="layer1.0.conv1")                     # inside a residual block
     assert (cam.heat.shape, cam.weights.shape, cam.layer) == ((8, 8), (16,), "layer1.0.conv1")
-    assert attribution.layer_at(model, "layer1.0.conv1").forward.__func__ is Conv2d.forward     # watched no longer
 
 
 def test_looking_leaves_nothing_behind():
@@ -276,7 +275,7 @@ def test_looking_leaves_nothing_behind():
     effective_receptive_field(model, np.ones((1, 1, 8, 8)), "layer3", draws=1)
     assert all(p.grad is None for p in model.parameters())
     assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
-    assert not any("forward" in vars(layer) for _, layer in model.walk())
+    assert mc.autograd.recorder() is None
     model.freeze()                                      # no parameter wants a gradient, and the image's is there all the same
     assert saliency(model, np.ones((1, 8, 8))).max() > 0
 

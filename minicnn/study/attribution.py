@@ -10,13 +10,12 @@ model reads, normalised floats (C, H, W); it runs at inference.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.autograd import Tensor, grad
+from minicnn.autograd import Recorder, Tensor, grad, watched_by
 from minicnn.backend import to_device, to_numpy
 from minicnn.layers import AdaptiveAvgPool2d, AvgPool2d, Dropout, GlobalAvgPool2d, Layer, MaxPool2d, Sequential, fusion
 from minicnn.transfer import steps
@@ -92,9 +91,26 @@ def as_input(model: Sequential, images: Array) -> Tensor:
 
 def run_to(model: Sequential, x: Tensor, path: str) -> tuple[Tensor, Tensor]:
     """Run the model, at inference and layer by layer: (its output, what the layer at `path` makes of x)."""
-    with watched(layer_at(model, path)) as seen, fusion(False):
+    watcher = Watcher(layer_at(model, path))
+    with watched_by(watcher), fusion(False):
         output = model(x)
-    return output, seen[-1]
+    assert watcher.seen is not None
+    return output, watcher.seen
+
+
+class Watcher(Recorder):
+    """Keeps what one layer gives."""
+
+    def __init__(self, watched: Layer) -> None:
+        self.watched = watched
+        self.seen: Tensor | None = None
+
+    def layer(self, layer: Layer, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """Run a layer; what the watched one gives is kept, too."""
+        y = run()
+        if layer is self.watched:
+            self.seen = y
+        return y
 
 
 def layer_at(model: Sequential, path: str) -> Layer:
@@ -103,22 +119,6 @@ def layer_at(model: Sequential, path: str) -> Layer:
     if path not in found:
         raise ValueError(f"the model has no layer {path!r}; its layers are {', '.join(name for name in found if name)}")
     return found[path]
-
-
-@contextmanager
-def watched(layer: Layer) -> Iterator[list[Tensor]]:
-    """Inside the block, what the layer gives is put into the list, too."""
-    seen: list[Tensor] = []
-
-    def forward(x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
-        seen.append(type(layer).forward(layer, x, train, rng))
-        return seen[-1]
-
-    layer.forward = forward     # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        del layer.forward       # the class's own shows again
 
 
 def scores(output: Tensor) -> Tensor:
