@@ -205,16 +205,7 @@ def _normalize(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) ->
 def _predict(images: list[str], run: str | None = None, weights: str | None = None, model: str | None = None,
              classes: str | None = None, in_shape: tuple[int, ...] | None = None, mean: tuple[float, ...] | None = None,
              std: tuple[float, ...] | None = None, top: int = 5, device: str = "auto", as_json: bool = False) -> None:
-    normalize = _normalize(mean, std)
-    names = None if classes is None else _lines(classes)
-    if model is not None:
-        if run is not None or weights is None:
-            raise UsageError("--model is for weights from elsewhere: it takes --weights FILE, and no --run")
-        trained = train.load_published(model, weights, names, in_shape, normalize, device)
-    else:
-        if names is not None or in_shape is not None:
-            raise UsageError("--classes and --in-shape are for weights from elsewhere, with --model; a run knows its own")
-        trained = train.load_trained(run, weights, device, normalize)
+    trained = _trained(run, weights, model, classes, in_shape, mean, std, device)
     pixels = [data.read_image(path, trained.about["in_shape"]) for path in images]      # all, before any is answered
     answers = []
     for path, image in zip(images, pixels, strict=True):
@@ -230,6 +221,21 @@ def _predict(images: list[str], run: str | None = None, weights: str | None = No
         print(path)
         for name, p in likeliest:
             print(f"  {name:{width}}  {100 * p:6.2f} %  {_bar(p)}".rstrip())
+
+
+def _trained(run: str | None = None, weights: str | None = None, model: str | None = None, classes: str | None = None,
+             in_shape: tuple[int, ...] | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+             device: str = "auto") -> train.Trained:
+    """The model that the options of `_add_which` and `_add_published` name."""
+    normalize = _normalize(mean, std)
+    names = None if classes is None else _lines(classes)
+    if model is not None:
+        if run is not None or weights is None:
+            raise UsageError("--model is for weights from elsewhere: it takes --weights FILE, and no --run")
+        return train.load_published(model, weights, names, in_shape, normalize, device)
+    if names is not None or in_shape is not None:
+        raise UsageError("--classes and --in-shape are for weights from elsewhere, with --model; a run knows its own")
+    return train.load_trained(run, weights, device, normalize)
 
 
 def _bar(share: float, width: int = 30) -> str:
@@ -293,6 +299,16 @@ def _laboratory(module: str) -> Any:
     return importlib.import_module(f"minicnn.bench.{module}")
 
 
+def _study_attribute(image: str, target: str | None = None, layer: str | None = None, position: tuple[int, int] | None = None,
+                     out: str | None = None, as_json: bool = False, **which: Any) -> None:
+    trained = _trained(**which)
+    importlib.import_module("minicnn.study.commands").attribute(image, trained, target, layer, position, out, as_json)
+
+
+def _study_compare(**options: Any) -> None:
+    importlib.import_module("minicnn.study.commands").compare(**options)
+
+
 def _info() -> None:
     print(f"minicnn {minicnn.__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(backend.describe())
@@ -339,7 +355,10 @@ class Parser(argparse.ArgumentParser):
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser, commands = _parser()
-    options, unknown = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if " ".join(words[:2]) in commands:         # a command of two words, such as `study compare`
+        words[:2] = [" ".join(words[:2])]
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[options.name]
         flags = re.findall(r"--[\w-]+", command.format_usage())
@@ -359,7 +378,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(function: Callable[..., Any], line: str) -> argparse.ArgumentParser:
-        name = function.__name__.removeprefix("_")
+        name = function.__name__.removeprefix("_").replace("_", " ")
         added = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         added.set_defaults(command=function)
         return added
@@ -391,9 +410,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
     add("images", nargs="+", metavar="IMAGE")
     _add_which(add)
-    add("--classes", metavar="FILE", help="with --model: the names of its classes, one a line; by default they are numbered")
-    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="with --model: what images are made to be; by default what the "
-        "model is made for")
+    _add_published(add)
     add("--top", type=_count, metavar="K", help="classes to name; 5")
 
     add = command(_summary, "print a model layer by layer: shapes, parameters, multiply-adds").add_argument
@@ -406,6 +423,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     laboratory = command(_bench, "time kernels and models, compare what was measured, and draw it").add_subparsers(
         dest="name", required=True, metavar="WHAT", parser_class=Parser)
     _add_bench(laboratory)
+    _add_studies(command)
     command(_info, "print versions, and the state of the CPU and the GPU backend")
     return parser, {**commands.choices, **laboratory.choices}
 
@@ -494,10 +512,53 @@ def _add_which(add: Callable[..., Any]) -> None:
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 
 
+def _add_published(add: Callable[..., Any]) -> None:
+    """What weights from elsewhere do not say of themselves."""
+    add("--classes", metavar="FILE", help="with --model: the names of its classes, one a line; by default they are numbered")
+    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="with --model: what images are made to be; by default what the "
+        "model is made for")
+
+
+def _add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that look at what a model does, beside the report."""
+    add = command(_study_attribute, "show which pixels a class's score hangs on, and which ones a layer sees").add_argument
+    add("image", metavar="IMAGE")
+    _add_which(add)
+    _add_published(add)
+    add("--class", dest="target", metavar="NAME", help="whose score is looked at; by default the likeliest")
+    add("--layer", metavar="PATH", help="for Grad-CAM and the receptive field; by default the last that gives an image, before the "
+        "pooling at the end; `minicnn summary MODEL` names them")
+    add("--position", type=_place, metavar="ROW,COLUMN", help="of that layer, whose receptive field is measured; its middle")
+    add("--out", metavar="FOLDER", help="new or empty; by default ./studies/IMAGE-MODEL-NUMBER")
+
+    add = command(_study_compare, "train plain networks of several depths beside residual ones, and draw both").add_argument
+    add("--data", dest="source", metavar="DATA", help=f"{', '.join(train.NAMES)} (the default: digits), or a folder of images")
+    add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
+    add("--depths", type=_counts, metavar="N,N", help="6 n + 2: 20, 32, 44, 56, 110, ...; 20,56")
+    add("--epochs", type=_count, metavar="N", help="times that every image is seen; 12")
+    add("--images", type=_count, metavar="N", help="to train on, and half as many to hold out; of the digits all, else 2000")
+    add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 64, else 128")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
+    add("--threads", type=_count, metavar="N", help="of the matrix products")
+    add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
+    add("--out", metavar="FOLDER", help="new or empty; by default ./studies/compare-DATA-NUMBER")
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _place(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+,\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROW,COLUMN, such as 3,3")
+    row, column = map(int, text.split(","))
+    return row, column
 
 
 def _numbers(text: str) -> tuple[float, ...]:

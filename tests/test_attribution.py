@@ -23,7 +23,7 @@ from minicnn.layers import (
     Sequential,
     SimAM,
 )
-from minicnn.study import attribution, effective_receptive_field, grad_cam, pictures, receptive, receptive_fields, saliency
+from minicnn.study import attribution, effective_receptive_field, grad_cam, heatmaps, receptive, receptive_fields, saliency
 
 RNG = np.random.default_rng(0)
 
@@ -302,25 +302,25 @@ def test_enlarging_against_pytorch(p, q, h, w):
     np.testing.assert_allclose(attribution.enlarge(image, (h, w)), expected[0, 0].numpy(), rtol=1e-12, atol=1e-12)
 
 
-# ---------------------------------------------------------------- pictures
-def test_pictures(tmp_path):
+# ---------------------------------------------------------------- heatmaps
+def test_heatmaps(tmp_path):
     image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     values = np.array([[0.0, 1.0], [2.0, 4.0]])
-    colours = pictures.heat_colours(values)
+    colours = heatmaps.heat_colours(values)
     brightness = colours @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(brightness.ravel()) > 20).all()                     # more is lighter
     assert np.array_equal(colours[1, 1], (252, 255, 164))
-    assert np.array_equal(pictures.heat_colours(np.zeros((2, 2))), np.broadcast_to((8, 8, 40), (2, 2, 3)))
-    over = pictures.overlay(np.full((1, 2, 2), 200, np.uint8), values)
+    assert np.array_equal(heatmaps.heat_colours(np.zeros((2, 2))), np.broadcast_to((8, 8, 40), (2, 2, 3)))
+    over = heatmaps.overlay(np.full((1, 2, 2), 200, np.uint8), values)
     assert np.array_equal(over[1, 1], (252, 255, 164)) and np.array_equal(over[0, 0], (120, 120, 120))
-    framed = pictures.framed(over, (slice(0, 1), slice(1, 2)))
+    framed = heatmaps.framed(over, (slice(0, 1), slice(1, 2)))
     assert framed.shape == (256, 256, 3)
     assert (framed[0, 128:] == 255).all() and (framed[:128, 255] == 255).all() and (framed[64, 192] == over[0, 1]).all()
     assert (framed[64, 64] == over[0, 0]).all()
-    pictures.write_png(tmp_path / "a.png", framed)
+    heatmaps.write_png(tmp_path / "a.png", framed)
     assert np.array_equal(np.asarray(image_module.open(tmp_path / "a.png")), framed)
     with pytest.raises(ValueError, match="an image of 4 channels has no colours"):
-        pictures.overlay(np.zeros((4, 2, 2), np.uint8), values)
+        heatmaps.overlay(np.zeros((4, 2, 2), np.uint8), values)
 
 
 def test_a_vector_and_a_pooled_map_have_fields():
