@@ -15,7 +15,7 @@ from minicnn.bench.progress import Progress
 from minicnn.study import compare as comparison
 from minicnn.study import heatmaps
 from minicnn.study.attribution import grad_cam, input_gradient, layer_at, saliency
-from minicnn.study.receptive import effective_receptive_field, effective_size, place, receptive_fields
+from minicnn.study.receptive import effective_receptive_field, place, receptive_fields
 from minicnn.weights import save
 
 STUDIES = Path("studies")           # where folders go that nobody named
@@ -57,10 +57,11 @@ def attribute(path: str, trained: train.Trained, target: str | None = None, laye
     about: dict[str, Any] = {
         "image": path, "model": trained.about["model"], "class": trained.classes[c], "probability": float(probabilities[c]),
         "taken_for": trained.classes[best], "taken_for_probability": float(probabilities[best]),
-        "grad_cam": {"layer": cam.layer, "size": list(cam.heat.shape)}, "salient_pixels": half_of(salient), "pixels": salient.size,
+        "grad_cam": {"layer": cam.layer, "size": list(cam.heat.shape), "largest": float(cam.heat.max())},
+        "salient_pixels": half_of(salient), "pixels": salient.size,
         "receptive_field": {"layer": cam.layer, "position": list(at), "size": list(field.size), "stride": list(field.stride),
                             "rows": [box[0].start, box[0].stop], "columns": [box[1].start, box[1].stop],
-                            "effective_size": effective_size(effective)},
+                            "important_pixels": half_of(effective)},
         "folder": str(folder)}
     train.write_text(folder / "attribution.json", json.dumps(about, indent=1) + "\n")
     print(json.dumps(about) if as_json else _attributed(about))
@@ -82,16 +83,17 @@ def half_of(values: np.ndarray[Any, Any]) -> int:
 
 
 def _attributed(about: dict[str, Any]) -> str:
-    field = about["receptive_field"]
+    cam, field = about["grad_cam"], about["receptive_field"]
     height, width = (field[side][1] - field[side][0] for side in ("rows", "columns"))
-    where = f"at {tuple(field['position'])} of {about['grad_cam']['layer']}"
+    by_geometry = f"{' x '.join(map(str, field['size']))} pixels by geometry, {height} x {width} of them in the image (the frame)"
+    nothing = "" if cam["largest"] > 0 else "; all of it is 0: nothing that this layer found speaks for the class"
     return "\n".join([
         f"{about['image']}: taken for {about['taken_for']} ({100 * about['taken_for_probability']:.2f} %); "
         f"asked about {about['class']} ({100 * about['probability']:.2f} %)",
         f"  saliency.png         |d score / d pixel|; half of it lies in {about['salient_pixels']} of {about['pixels']} pixels",
-        f"  grad_cam.png         of {about['grad_cam']['layer']}, {' x '.join(map(str, about['grad_cam']['size']))}, enlarged",
-        f"  receptive_field.png  {where}: {' x '.join(map(str, field['size']))} pixels by geometry, of which the image has "
-        f"{height} x {width} (the frame); those that matter most would fill a square of {field['effective_size']:.1f}",
+        f"  grad_cam.png         of {cam['layer']}, {' x '.join(map(str, cam['size']))}, enlarged{nothing}",
+        f"  receptive_field.png  of {field['layer']} at {tuple(field['position'])}: {by_geometry}; "
+        f"measured, half of it lies in {field['important_pixels']}",
         f"in {about['folder']}: image.png, saliency.png, grad_cam.png, receptive_field.png, maps.npz, attribution.json"])
 
 
