@@ -27,7 +27,7 @@ Index = tuple[int, ...]
 class Sample(NamedTuple):
     """One number of a gradient, and what differences say of it."""
 
-    index: Index                        # in the array of the argument
+    at: Index                           # in the array of the argument
     recorded: float                     # by the pass itself, in its own type
     backward: float                     # by the same backward in float64
     numeric: float                      # by differences of the forward in float64
@@ -54,28 +54,28 @@ def check(step: Step, argument: str, rng: np.random.Generator, count: int = SAMP
     """
     gradient = step.input_grads[argument]
     chosen = _drawn(gradient, rng, count, among)
-    whole = _whole(step)
-    return [_sample(step, argument, index, float(gradient[index]), whole, rng) for index in chosen]
+    whole, scale = _whole(step), typical(step.inputs[argument].array)
+    return [_sample(step, argument, index, whole, scale, rng) for index in chosen]
 
 
 def _drawn(gradient: Host, rng: np.random.Generator, count: int, among: Callable[[Index], bool] | None) -> list[Index]:
     if gradient.size <= count:
         return [tuple(map(int, index)) for index in np.ndindex(gradient.shape)]
     largest = int(np.argmax(np.abs(gradient)))
-    drawn = [largest, *map(int, rng.choice(gradient.size, min(gradient.size, 40 * count), replace=False))]
+    drawn = [largest, *map(int, rng.integers(gradient.size, size=40 * count)), *range(count)]
     indices = [tuple(int(n) for n in np.unravel_index(i, gradient.shape)) for i in dict.fromkeys(drawn)]
     shown = [] if among is None else [index for index in indices if among(index)][:count // 2]
     return sorted(list(dict.fromkeys([indices[0], *shown, *indices]))[:count])
 
 
-def _sample(step: Step, argument: str, index: Index, recorded: float, whole: dict[str, Any], rng: np.random.Generator) -> Sample:
+def _sample(step: Step, argument: str, index: Index, whole: dict[str, Any], scale: float, rng: np.random.Generator) -> Sample:
     assert step.operation is not None and step.grad is not None
-    part = PARTS.get(step.op, _all_of_it)(step, argument, index, whole)
+    narrow = PARTS.get(step.op, _all_of_it)(step, argument, index, whole)
+    part = Part({name: _wide(value) for name, value in narrow.arguments.items()}, narrow.at, _wide(narrow.dy))
     forward, backward = _functions(step.operation, argument, part)
     name, _, position = argument.partition("[")
     point = part.arguments[name][int(position[:-1])] if position else part.arguments[name]
     comparison = Comparison(forward, [point], part.dy.ravel(), backward, rng, eps=1e-6, rtol=1e-5, atol=1e-7)
-    scale = typical(step.inputs[argument].array)
     direction = np.zeros(point.shape)
     direction[part.at] = scale
     finding = comparison.judge({0: direction}, shortest_for(abs(float(point[part.at])), scale))
@@ -88,7 +88,7 @@ def _sample(step: Step, argument: str, index: Index, recorded: float, whole: dic
         slack = 1e-5 * max(abs(lower), abs(upper))
         right = lower - slack <= slopes.analytic <= upper + slack
     largest = max(abs(analytic), abs(numeric))
-    return Sample(index, recorded, analytic, numeric, slopes.step * scale,
+    return Sample(index, float(step.input_grads[argument][index]), analytic, numeric, slopes.step * scale,
                   abs(analytic - numeric) / largest if largest else 0.0, bool(right), kink)
 
 
@@ -118,16 +118,22 @@ def _functions(operation: Op, argument: str, part: Part) -> tuple[Callable[..., 
 
 
 def _whole(step: Step) -> dict[str, Any]:
-    """The arguments of a step, floating arrays in float64; a list of arrays as a list."""
+    """The arguments of a step as its forward takes them; a list of arrays as a list."""
     found: dict[str, Any] = {}
     for name, value in step.inputs.items():
-        array = value.array.astype(np.float64) if value.array.dtype.kind == "f" else value.array
         base, _, position = name.partition("[")
         if position:
-            found.setdefault(base, []).append(array)
+            found.setdefault(base, []).append(value.array)
         else:
-            found[name] = array
+            found[name] = value.array
     return {**step.options, **found}
+
+
+def _wide(value: Any) -> Any:
+    """Floating arrays in float64; all else as it is."""
+    if isinstance(value, list):
+        return [_wide(v) for v in value]
+    return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
 # ---------------------------------------------------------------- the part of a step that one number can move
@@ -137,8 +143,8 @@ def _all_of_it(step: Step, argument: str, index: Index, whole: dict[str, Any]) -
     one_for_one = step.op in ONE_FOR_ONE and all(a.shape == step.output.shape for a in arrays)
     if one_for_one:
         single = {name: v[index].reshape(1) if isinstance(v, np.ndarray) else v for name, v in whole.items()}
-        return Part(single, (0,), step.grad[index].reshape(1).astype(np.float64))
-    return Part(whole, index, step.grad.astype(np.float64))
+        return Part(single, (0,), step.grad[index].reshape(1))
+    return Part(whole, index, step.grad)
 
 
 ONE_FOR_ONE = {"relu", "add_relu", "sigmoid", "tanh", "exp", "log", "sqrt", "neg", "add", "sub", "mul", "div", "power", "where",
@@ -148,7 +154,7 @@ ONE_FOR_ONE = {"relu", "add_relu", "sigmoid", "tanh", "exp", "log", "sqrt", "neg
 def _of_convolution(step: Step, argument: str, index: Index, whole: dict[str, Any]) -> Part:
     """Of x one channel around the pixel, with the outputs that see it; of a weight its channel and its filter."""
     assert step.grad is not None
-    x, weight, bias, options = whole["x"], whole["weight"], whole.get("bias"), step.options
+    x, weight, options = whole["x"], whole["weight"], step.options
     pairs = {name: np.broadcast_to(options[name], 2) for name in ("stride", "padding", "dilation")}
     per_group, filters = weight.shape[1], len(weight) // options["groups"]
     plain = {**options, "groups": 1, "bias": None}
@@ -160,7 +166,7 @@ def _of_convolution(step: Step, argument: str, index: Index, whole: dict[str, An
             s, p, d, k = *(int(pairs[name][axis]) for name in ("stride", "padding", "dilation")), weight.shape[2 + axis]
             outs = [o for o in range(step.output.shape[2 + axis]) if (pixel[axis] + p - o * s) in range(0, d * k, d)]
             if not outs:                # a stride steps over this pixel: nothing depends on it
-                return Part(whole, index, step.grad.astype(np.float64))
+                return Part(whole, index, step.grad)
             first.append(outs[0])
             last.append(outs[-1])
             rows.append(np.arange(outs[0] * s - p, outs[-1] * s - p + d * (k - 1) + 1))
@@ -169,14 +175,15 @@ def _of_convolution(step: Step, argument: str, index: Index, whole: dict[str, An
         mine = slice(group * filters, (group + 1) * filters)
         dy = step.grad[n:n + 1, mine, first[0]:last[0] + 1, first[1]:last[1] + 1]
         # Outputs between those that see the pixel are computed as well, at the same stride, and do not move.
-        return Part({**plain, "x": seen, "weight": weight[mine, c % per_group:c % per_group + 1], "padding": 0}, at, dy.astype(float))
+        one = slice(c % per_group, c % per_group + 1)
+        return Part({**plain, "x": seen, "weight": weight[mine, one], "padding": 0}, at, dy)
     k = index[0]
     c = (k // filters) * per_group + (index[1] if argument == "weight" else 0)
     one = slice(index[1], index[1] + 1) if argument == "weight" else slice(0, 1)
     part = {**plain, "x": x[:, c:c + 1], "weight": weight[k:k + 1, one]}
     if argument == "bias":
-        part["bias"] = bias[k:k + 1]
-    return Part(part, (0, 0, *index[2:]) if argument == "weight" else (0,), step.grad[:, k:k + 1].astype(float))
+        part["bias"] = whole["bias"][k:k + 1]
+    return Part(part, (0, 0, *index[2:]) if argument == "weight" else (0,), step.grad[:, k:k + 1])
 
 
 def _with_zeros(plane: Host, rows: Host, columns: Host) -> Host:
@@ -190,12 +197,13 @@ def _with_zeros(plane: Host, rows: Host, columns: Host) -> Host:
 def _of_linear(step: Step, argument: str, index: Index, whole: dict[str, Any]) -> Part:
     """One input of one image with all outputs, one weight with all images."""
     assert step.grad is not None
-    x, weight, bias, dy = whole["x"], whole["weight"], whole.get("bias"), step.grad.astype(float)
+    x, weight, dy = whole["x"], whole["weight"], step.grad
     if argument == "x":
         n, i = index
         return Part({"x": x[n:n + 1, i:i + 1], "weight": weight[:, i:i + 1], "bias": None}, (0, 0), dy[n:n + 1])
     k, i = index[0], index[1] if argument == "weight" else 0
-    part = {"x": x[:, i:i + 1], "weight": weight[k:k + 1, i:i + 1], "bias": bias[k:k + 1] if argument == "bias" else None}
+    bias = whole["bias"][k:k + 1] if argument == "bias" else None
+    part = {"x": x[:, i:i + 1], "weight": weight[k:k + 1, i:i + 1], "bias": bias}
     return Part(part, (0, 0) if argument == "weight" else (0,), dy[:, k:k + 1])
 
 
@@ -205,14 +213,14 @@ def _of_channels(step: Step, argument: str, index: Index, whole: dict[str, Any])
     c = index[1] if argument == "x" else index[0]
     part = {name: v[:, c:c + 1] if isinstance(v, np.ndarray) and v.ndim == 4 else v[c:c + 1] if isinstance(v, np.ndarray) else v
             for name, v in whole.items()}
-    return Part(part, (index[0], 0, *index[2:]) if argument == "x" else (0,), step.grad[:, c:c + 1].astype(float))
+    return Part(part, (index[0], 0, *index[2:]) if argument == "x" else (0,), step.grad[:, c:c + 1])
 
 
 def _of_planes(step: Step, argument: str, index: Index, whole: dict[str, Any]) -> Part:
     """Each channel of each image by itself."""
     assert step.grad is not None
     n, c, *pixel = index
-    return Part({**whole, "x": whole["x"][n:n + 1, c:c + 1]}, (0, 0, *pixel), step.grad[n:n + 1, c:c + 1].astype(float))
+    return Part({**whole, "x": whole["x"][n:n + 1, c:c + 1]}, (0, 0, *pixel), step.grad[n:n + 1, c:c + 1])
 
 
 PARTS: dict[str, Callable[[Step, str, Index, dict[str, Any]], Part]] = {
