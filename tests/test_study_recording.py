@@ -133,10 +133,10 @@ def test_layers_and_their_hooks():
     with mc.study.record() as tape:
         tape.on_forward("block", lambda call: seen.append(("forward", call.path, call.output.array.shape, call.output.grad)))
         tape.on_backward("block*", lambda call: seen.append(("backward", call.path, call.layer, call.output.grad is not None)))
-        tape.on_backward("head", lambda call: seen.append(("backward", "head", tape.steps[call.first].inputs["bias"].grad is not None)))
+        tape.on_backward("head", lambda call: seen.append(("bias", tape.steps[call.first].inputs["bias"].grad is not None)))
         mc.ops.cross_entropy(model(images(), train=True), LABELS).backward()
     assert seen[0] == ("forward", "block", (3, 4, 5, 5), None)
-    assert seen[1] == ("backward", "head", True)
+    assert seen[1] == ("bias", True)
     assert [s[1] for s in seen[2:]] == ["block.body.1", "block.body.0", "block.body", "block"] and all(s[3] for s in seen[2:])
     whole, block = tape.layers[0], next(c for c in tape.layers if c.path == "block")
     assert (whole.path, whole.depth, whole.first, whole.behind) == ("", 0, 0, len(tape) - 1)

@@ -156,7 +156,8 @@ class Tape:
                        "output": s.output.number, "extras": {name: described(a) for name, a in s.extras.items()},
                        "kept": {name: described(k) if isinstance(k, np.ndarray) else _plain(k) for name, k in s.kept.items()},
                        "kept_bytes": s.kept_bytes, "multiply_adds": s.multiply_adds, "forward_seconds": s.forward_seconds,
-                       "backward_seconds": s.backward_seconds, "input_grads": {name: described(g) for name, g in s.input_grads.items()}} for s in self.steps],
+                       "backward_seconds": s.backward_seconds,
+                       "input_grads": {name: described(g) for name, g in s.input_grads.items()}} for s in self.steps],
             "layers": [{"path": c.path, "layer": c.layer, "depth": c.depth, "input": c.input.number,
                         "output": None if c.output is None else c.output.number, "first": c.first, "behind": c.behind}
                        for c in self.layers]}

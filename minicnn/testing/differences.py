@@ -120,12 +120,11 @@ class Comparison:
         x, scale = abs(self.point[i].flat[element]), self.scales[i]
         direction = np.zeros(self.point[i].shape)
         direction.flat[element] = scale
-        closer = math.floor(math.log10(x / scale)) if 0.0 < x < scale else 0        # a step should fit the element, too
-        finding = self.judge({i: direction}, SHORTEST + max(closer, -12))
+        finding = self.judge({i: direction}, shortest_for(x, scale))
         if finding.right:
             return
         slopes = finding.slopes
-        lower, upper = _bounds(slopes)
+        lower, upper = bounds(slopes)
         if finding.kink:
             slack = self._tolerance(slopes)
             rest = self._seen_through(self._smooth(slopes)).judge({i: direction})
@@ -244,6 +243,12 @@ def _vanishing(around: list[Slopes]) -> bool:
     return all(abs(shorter.numeric) <= 0.2 * abs(longer.numeric) for longer, shorter in zip(around, around[1:], strict=False))
 
 
-def _bounds(slopes: Slopes) -> tuple[float, float]:
+def shortest_for(x: float, scale: float) -> int:
+    """Decades from eps of the shortest step to try for an element of size x, where others have the size `scale`: it fits both."""
+    closer = math.floor(math.log10(x / scale)) if 0.0 < x < scale else 0
+    return SHORTEST + max(closer, -12)
+
+
+def bounds(slopes: Slopes) -> tuple[float, float]:
     """The least and the largest that a gradient may say: each output's share lies between its two slopes."""
     return float(np.minimum(slopes.ahead, slopes.back).sum()), float(np.maximum(slopes.ahead, slopes.back).sum())
