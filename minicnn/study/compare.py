@@ -5,14 +5,13 @@ very images that it is trained on, so that it is no overfitting: He et al. call 
 layers the deeper network is the better one. This is that experiment in small: CIFAR-style networks of 20 and 56 layers, and the
 same lists without `Residual`, from the same first weights, by the same recipe, on the same batches.
 
-    gradients       root mean square of dL/dweight of every convolution, before any training; without batch norm, too
+    gradients       norm of dL/dy at the output of every convolution, before any training; without batch norm, too
     training        loss and error, epoch by epoch
 
 Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015, sections 3.1, 4.2.
 """
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -23,87 +22,38 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import __version__, ops, train
-from minicnn.backend import to_numpy
+from minicnn import __version__, train
 from minicnn.data import ImageSet, Normalize
-from minicnn.layers import BatchNorm2d, Branches, Conv2d, Layer, Residual, Sequential
+from minicnn.layers import Sequential
 from minicnn.models.resnet import cifar_resnet
 from minicnn.plots import new_figure
+from minicnn.study.depth import changed, gradient_norms
 from minicnn.threads import num_threads
 from minicnn.weights import atomically
 
 DEPTHS = (20, 56)
 NAMES = {"plain": "plain", "residual": "ResNet"}
-WITHOUT_NORM = "no batch norm"
+WITH_NORM, WITHOUT_NORM = "batch norm", "no batch norm"
 COLOURS = {"plain": "#d55e00", "residual": "#0072b2"}           # stay apart for colour-blind eyes (Okabe and Ito)
 GRADIENT_IMAGES = 128           # that the gradients before training are of
-
-
-# ---------------------------------------------------------------- a list without some of its layers
-def without(layer: Layer, kind: type[Layer]) -> Layer:
-    """The same built model, less its layers of a kind: a `Residual` leaves its body, any other the identity.
-
-    The layers that stay are the same objects, so both models have the same parameters, under the same names; the given one does not
-    change. ValueError where a layer that goes changes the shape.
-    """
-    if isinstance(layer, kind):
-        left = without(layer.body, kind) if isinstance(layer, Residual) else _identity_like(layer)
-        left = copy.copy(left)
-        left.name = layer.name
-        return left
-    same = copy.copy(layer)
-    if isinstance(same, (Sequential, Branches)):
-        same.layers = [without(child, kind) for child in same.layers]
-    elif isinstance(same, Residual):
-        same.body, same.shortcut = without(same.body, kind), without(same.shortcut, kind)
-    else:
-        return layer
-    return same
-
-
-def _identity_like(layer: Layer) -> Layer:
-    if layer.in_shape is None or layer.in_shape != layer.out_shape:
-        raise ValueError(f"without its {type(layer).__name__}, {layer.in_shape} -> {layer.out_shape}, a list does not fit together "
-                         "any more; only a Residual, or what keeps the shape, can be taken out")
-    identity = Sequential([])
-    identity.in_shape, identity.out_shape, identity.dtype = layer.in_shape, layer.out_shape, layer.dtype
-    return identity
 
 
 def network(depth: int, kind: str, num_classes: int, in_shape: Sequence[int], seed: int = 0) -> Sequential:
     """ResNet-`depth` for CIFAR ("residual"), or the same list without its residual additions ("plain"). Option A shortcuts have no
     parameters, so that both begin with the same weights."""
     model = cifar_resnet(depth, num_classes, in_shape, seed=seed)
-    return without(model, Residual) if kind == "plain" else model           # type: ignore[return-value]
-
-
-# ---------------------------------------------------------------- gradients along depth
-def gradient_norms(model: Sequential, images: Any, labels: Any) -> dict[str, float]:
-    """Of each convolution, by its path, in order: the root mean square of dL/dweight, with L the mean cross-entropy of a batch.
-
-    Running statistics move as in any training step. What is no finite number stays so.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        loss = ops.cross_entropy(model(images, train=True), labels)
-        loss.backward()
-    norms = {}
-    for path, layer in model.walk():
-        if isinstance(layer, Conv2d) and layer.weight is not None and layer.weight.grad is not None:
-            norms[path] = float(np.sqrt(np.square(to_numpy(layer.weight.grad.data), dtype=np.float64).mean()))
-    for p in model.parameters():
-        p.grad = None
-    return norms
+    return model if kind == "residual" else changed(model, residual=False, batch_norm=True)
 
 
 # ---------------------------------------------------------------- the experiment
 @dataclass
 class Result:
-    """One network: its depth, plain or residual; gradient norms before training, {"batch norm" or "no batch norm": {path: norm}};
-    a row an epoch, as in metrics.jsonl; seconds of training; what ended it before its last epoch, if anything did."""
+    """One network: its depth, plain or residual; ||dL/dy|| at each convolution and at the last layer before training, with "batch
+    norm" and with "no batch norm"; a row an epoch, as in metrics.jsonl; seconds of training; what ended it early, if anything."""
 
     depth: int
     kind: str
-    gradients: dict[str, dict[str, float]]
+    gradients: dict[str, list[float]]
     history: list[train.Row] = field(default_factory=list)
     seconds: float = 0.0
     ended_by: str = ""
@@ -167,8 +117,9 @@ def measure(train_set: ImageSet, test_set: ImageSet, config: train.Config, depth
         "in_shape": list(train_set.images.shape[1:])})
     with num_threads(threads):
         for depth in depths:
+            gradients = gradients_before(depth, train_set, normalize, config.seed)
             for kind in NAMES:
-                result = Result(depth, kind, gradients_before(depth, kind, train_set, normalize, config.seed))
+                result = Result(depth, kind, gradients[kind])
                 if on_begin:
                     on_begin(result)
                 model = network(depth, kind, len(train_set.classes), train_set.images.shape[1:], config.seed)
@@ -185,15 +136,15 @@ def measure(train_set: ImageSet, test_set: ImageSet, config: train.Config, depth
     return found
 
 
-def gradients_before(depth: int, kind: str, train_set: ImageSet, normalize: Normalize, seed: int) -> dict[str, dict[str, float]]:
-    """`gradient_norms` of a network that has seen nothing yet, with batch norm and without, on the first images of a set."""
+def gradients_before(depth: int, train_set: ImageSet, normalize: Normalize, seed: int) -> dict[str, dict[str, list[float]]]:
+    """||dL/dy|| along both networks of a depth before they have seen anything, with batch norm and without, on the first images of
+    a set: {kind: {norm: one a layer}}"""
+    model = network(depth, "residual", len(train_set.classes), train_set.images.shape[1:], seed)
     images, labels = normalize(train_set.images[:GRADIENT_IMAGES]), train_set.labels[:GRADIENT_IMAGES]
-    norms = {}
-    for name in ("batch norm", WITHOUT_NORM):
-        model = network(depth, kind, len(train_set.classes), train_set.images.shape[1:], seed)
-        built = without(model, BatchNorm2d) if name == WITHOUT_NORM else model
-        norms[name] = gradient_norms(built, images, labels)          # type: ignore[arg-type]
-    return norms
+    found: dict[str, dict[str, list[float]]] = {kind: {} for kind in NAMES}
+    for line in gradient_norms(model, images, labels):
+        found["residual" if line.residual else "plain"][WITH_NORM if line.batch_norm else WITHOUT_NORM] = line.norms
+    return found
 
 
 def check_depths(depths: Sequence[int]) -> None:
@@ -224,7 +175,7 @@ def in_words(found: Comparison) -> list[str]:
                     f"{_percent(plain.error('test'))} and {_percent(residual.error('test'))}.")
         for norm in residual.gradients:
             said.append(f"Before training, with {norm}, the gradient at the first convolution of {plain.name} is "
-                        f"{_times(first_to_last(plain, norm))} that at its last one; of {residual.name}, "
+                        f"{_times(first_to_last(plain, norm))} that at its last layer; of {residual.name}, "
                         f"{_times(first_to_last(residual, norm))}.")
     settings = found.settings
     said.append(f"One training each, of {settings['epochs']} epochs on {settings['train_images']:,} images, with seed "
@@ -245,8 +196,8 @@ def _about_depth(results: Sequence[Result]) -> str:
 
 
 def first_to_last(result: Result, norm: str) -> float:
-    """The gradient's size at the first convolution over that at the last."""
-    sizes = list(result.gradients[norm].values())
+    """The norm of the gradient at the first convolution over that at the last layer."""
+    sizes = result.gradients[norm]
     return sizes[0] / sizes[-1] if sizes[-1] else float("nan")
 
 
@@ -267,7 +218,7 @@ def draw(found: Comparison, paths: Sequence[str | PathLike[str]]) -> None:
     depths = sorted({r.depth for r in found.results})
     figure = new_figure(11.0, 7.5)
     above, below = figure.subfigures(2, 1)
-    above.suptitle(f"{found.data}: gradients before training, root mean square of dL/dweight", x=0.01, ha="left", fontsize=11)
+    above.suptitle(f"{found.data}: norm of dL/dy at each layer, before training", x=0.01, ha="left", fontsize=11)
     for axes, depth in zip(above.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True):
         _draw_gradients(axes, [r for r in found.results if r.depth == depth])
         axes.set_title(f"{depth} layers", loc="left", fontsize=10)
@@ -280,10 +231,10 @@ def draw(found: Comparison, paths: Sequence[str | PathLike[str]]) -> None:
 def _draw_gradients(axes: Any, results: Sequence[Result]) -> None:
     for result in results:
         for norm, sizes in result.gradients.items():
-            axes.plot(range(1, len(sizes) + 1), list(sizes.values()), "--" if norm == WITHOUT_NORM else "-", linewidth=1.2,
+            axes.plot(range(1, len(sizes) + 1), sizes, "--" if norm == WITHOUT_NORM else "-", linewidth=1.2,
                       color=COLOURS[result.kind], label=f"{NAMES[result.kind]}, {norm}")
     axes.set_yscale("log")
-    axes.set_xlabel("convolution, from the image on")
+    axes.set_xlabel("convolutions and the last layer, from the image on")
     _tidy(axes)
 
 
