@@ -206,7 +206,9 @@ def _percent(share: float) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:,.3g} times" if math.isfinite(ratio) else "out of proportion to"
+    if not math.isfinite(ratio):
+        return "out of all proportion to"
+    return f"{float(f'{ratio:.3g}'):,.0f} times" if ratio >= 100 else f"{ratio:.3g} times"
 
 
 # ---------------------------------------------------------------- as a picture

@@ -143,8 +143,8 @@ class Tape:
     def _repr_html_(self) -> str:
         """For a notebook: a line a step."""
         head = ("", "step", "layer", "output", "norm", "norm of its gradient", "kept, bytes", "forward, ms", "backward, ms")
-        lines = [(str(s.number), s.op, s.path, " x ".join(map(str, s.output.shape)) or "scalar", _norm(s.output.array), _norm(s.grad),
-                  f"{s.kept_bytes:,}", f"{1e3 * s.forward_seconds:.2f}",
+        lines = [(str(s.number), s.op, s.path, " x ".join(map(str, s.output.shape)) or "scalar",
+                  _norm(s.output.array), _norm(s.grad), f"{s.kept_bytes:,}", f"{1e3 * s.forward_seconds:.2f}",
                   "" if s.backward_seconds is None else f"{1e3 * s.backward_seconds:.2f}") for s in self.steps]
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
         opened = " open" * (len(lines) <= 30)
