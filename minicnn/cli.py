@@ -270,6 +270,21 @@ def _summary(model: str, classes: int | None = None, in_shape: tuple[int, ...] |
         print(summary)
 
 
+def _study(model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+           as_json: bool = False, **options: Any) -> int:
+    path, subject, report = importlib.import_module("minicnn.study.report").run(model, normalize=_normalize(mean, std), **options)
+    if as_json:
+        print(json.dumps({"file": str(path), "model": subject.name, "weights": subject.weights, "steps": len(report.tape),
+                          "checked": report.checked, "wrong": report.wrong}))
+    else:
+        print(f"{subject.name}, weights: {subject.weights}")
+        print(f"{subject.image_name}, labelled {subject.classes[int(subject.labels[0])]} ({subject.said_by})")
+        print(f"{len(report.tape)} steps; {report.checked:,} numbers of their gradients compared with differences, "
+              f"{report.wrong} wrong")
+        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser, and go on with the right arrow key")
+    return 1 if report.wrong else 0
+
+
 def _bench() -> None:
     """Never called: one of the commands below it is."""
 
@@ -417,6 +432,26 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("model", metavar="MODEL", help="one of " + ", ".join(models.names()))
     add("--classes", type=_count, metavar="N", help="outputs; 1000, or 10 for the models made for CIFAR-10")
     add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="of one image; 3,224,224, or 3,32,32 for those")
+    add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
+
+    add = command(_study, "lay one forward and one backward pass open, step by step, as a page to walk through").add_argument
+    add("model", nargs="?", metavar="MODEL", help="one of " + ", ".join(models.names()) + "; by default that of the newest run, "
+        "else resnet20")
+    add("--image", metavar="FILE", help="what is looked at; by default a real digit, of those held out")
+    add("--label", metavar="CLASS", help="what is on it; by default what its data set says, or what the model takes it for")
+    add("--run", metavar="FOLDER", help="whose trained model it is; by default the newest of this model in ./runs, and without one "
+        "the first, random weights")
+    add("--weights", metavar="FILE", help="weights from elsewhere (.pth, .safetensors, .npz): a file, its address, or imagenet")
+    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="an untrained model for images of this shape")
+    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default what the run "
+        "did")
+    add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
+    add("--batch", type=_count, metavar="N", help="images that run together, of which one is looked at; batch norm needs several: "
+        "by default 8 small or 2 "
+        "large ones where there is batch norm, else 1")
+    add("--inference", dest="training", action="store_false", help="run as at inference: batch norm by its running statistics, no "
+        "dropout; by default as in training")
+    add("--out", metavar="FILE", help="the page; by default study-MODEL.html here, with a number where there is one")
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 
     command(_gradcheck, "check the gradients of every op, of a small VGG and of a small ResNet")

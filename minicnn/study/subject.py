@@ -41,8 +41,10 @@ def choose(model: str | None = None, image: str | None = None, *, run: str | Non
            normalize: Normalize | None = None) -> Subject:
     """The model and the images that are asked for.
 
-    model: a name; by default that of the run.   run: a folder of `minicnn train`; by default the newest one of this model in ./runs,
-    and where there is none, or in_shape is given, the untrained model.   weights: a file instead.
+    model: a name; by default that of the run.
+    run: a folder of `minicnn train`; by default the newest one of this model in ./runs. Where there is none, or in_shape is given,
+    the model is untrained.
+    weights: a file instead.
     image: a file; by default a digit of the set that comes with scikit-learn, as large as the model wants it.
     label: what is on the image; by default what the data set says, else what the model takes it for.
     batch: images in all; batch norm learns from the others. By default 8 small ones or 2 large ones for a model with batch norm in
@@ -50,43 +52,76 @@ def choose(model: str | None = None, image: str | None = None, *, run: str | Non
     """
     if model is not None and model not in models.names():
         models.build(model)                                     # says so
-    trained = _trained(model, run, weights, in_shape, normalize)
-    if trained is None:
-        name = model or "resnet20"
-        usual = models.default_in_shape(name)
-        shape = tuple(in_shape or (usual if image is not None or max(usual[1:]) > 64 else DIGITS))
-        classes = [str(i) for i in range(10)] if max(usual[1:]) <= 64 or image is None else [str(i) for i in range(1000)]
-        options = train.model_options(name, shape)
+    trained = (_trained(model, run, weights, in_shape, normalize)
+               or _untrained(model or "resnet20", in_shape, normalize, of_digits=image is None))
+    about = trained.about
+    name, shape = about["model"], tuple(about["in_shape"])
 
-        def fresh() -> Model:
-            return models.build(name, len(classes), shape, **options)
+    def fresh() -> Model:
+        return models.build(name, about["num_classes"], shape, seed=about["training"]["seed"], dtype=about["dtype"],
+                            **about["model_options"])
 
-        built, kind, about = fresh(), "none: the first, random ones, untrained (seed 0)", {}
-        pixels = normalize
-    else:
-        about, built, classes, pixels = trained.about, trained.model, list(trained.classes), trained.normalize
-        name, shape, kind = about["model"], tuple(about["in_shape"]), str(trained.path)
-
-        def fresh() -> Model:
-            return train._build({**about, "device": "cpu"})
     if batch is None:
-        learns = training and any(type(layer) is BatchNorm2d for _, layer in built.walk())
+        learns = training and any(type(layer) is BatchNorm2d for _, layer in trained.model.walk())
         batch = (8 if max(shape[1:]) <= 64 else 2) if learns else 1
-    first, known, image_name = (None, None, "") if image is None else (data.read_image(image, shape), None, Path(image).name)
-    others = _images(about, shape, batch if image is None else batch - 1, classes)
-    if first is None:
-        if others is None:
-            raise ValueError("there is no image to look at: the run's data are not here; name a file with --image")
-        images, labels = others.images[:batch], others.labels[:batch]
-        known, image_name = int(labels[0]), f"an image of {others.name}"
-    else:
-        images = first[None] if others is None else np.concatenate([first[None], others.images[:batch - 1]])
-        labels = np.zeros(1, np.int64) if others is None else np.concatenate([[0], others.labels[:batch - 1]]).astype(np.int64)
-    if pixels is None:
-        pixels = Normalize((float(images.mean()) / 255,) * shape[0], ((float(images.std()) / 255) or 1.0,) * shape[0])
-    labels = np.array(labels, np.int64)
-    labels[0], said_by = _label(label, known, classes, lambda: train.predict(built, images[:1], pixels)[0])
-    return Subject(name, built, pixels, classes, np.ascontiguousarray(images), labels, image_name, said_by, kind, fresh)
+    images, labels, image_name, known = _batch(about, image, batch, trained.classes)
+    pixels = trained.normalize or _own_scale(images)
+    labels[0], said_by = _label(label, known, trained.classes, lambda: train.predict(trained.model, images[:1], pixels)[0])
+    return Subject(name, trained.model, pixels, trained.classes, images, labels, image_name, said_by,
+                   str(trained.path) if about.get("trained", True) else UNTRAINED, fresh)
+
+
+UNTRAINED = "none: the first, random ones (seed 0)"
+
+
+def _untrained(name: str, in_shape: Sequence[int] | None, normalize: Normalize | None, of_digits: bool) -> _Chosen:
+    """A model with its first weights: for the digits as small as they are, where it is one for small images."""
+    usual = models.default_in_shape(name)
+    small = max(usual[1:]) <= 64
+    shape = tuple(in_shape or (DIGITS if of_digits and small else usual))
+    classes = [str(i) for i in range(10 if of_digits or small else 1000)]
+    about: dict[str, Any] = {
+        "model": name, "num_classes": len(classes), "in_shape": shape, "classes": classes, "training": {"seed": 0},
+        "dtype": "float32", "model_options": train.model_options(name, shape), "trained": False}
+    built = models.build(name, len(classes), shape, **about["model_options"])
+    return _Chosen(Path(), built, normalize, about)
+
+
+def _batch(about: dict[str, Any], image: str | None, count: int,
+           classes: list[str]) -> tuple[Any, Any, str, int | None]:
+    """Images and labels, the first of which is looked at; what it is called, and its label where a data set says it."""
+    shape = tuple(about["in_shape"])
+    if image is None:
+        found = _images(about, shape, classes)
+        if found is None:
+            raise ValueError("there is no image to look at: the images that the run held out are not here, and digits have not its "
+                             "classes; name a file with --image")
+        return found.images[:count], found.labels[:count].astype(np.int64), f"an image of {found.name}", int(found.labels[0])
+    first = data.read_image(image, (shape[0], shape[1], shape[2]))[None]
+    others = _images(about, shape, classes) if count > 1 else None
+    if others is None:
+        return first, np.zeros(1, np.int64), Path(image).name, None
+    return (np.concatenate([first, others.images[:count - 1]]),
+            np.concatenate([[0], others.labels[:count - 1]]).astype(np.int64), Path(image).name, None)
+
+
+def _own_scale(images: np.ndarray[Any, Any]) -> Normalize:
+    """To mean 0 and standard deviation 1, for a model that has seen no others."""
+    channels = images.shape[1]
+    return Normalize((float(images.mean()) / 255,) * channels, ((float(images.std()) / 255) or 1.0,) * channels)
+
+
+class _Chosen(NamedTuple):
+    """As train.Trained, where nobody has said how pixels are normalised."""
+
+    path: Path
+    model: Model
+    normalize: Normalize | None
+    about: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.about["classes"])
 
 
 def _trained(model: str | None, run: str | None, weights: str | None, in_shape: Sequence[int] | None,
@@ -103,21 +138,18 @@ def _trained(model: str | None, run: str | None, weights: str | None, in_shape: 
         return trained
     if in_shape is not None:
         return None
-    folders = sorted(train.RUNS.glob("*/model.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in (path.parent for path in folders):
+    for path in sorted(train.RUNS.glob("*/model.npz"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            about = train._read_about(folder)
+            trained = train.load_trained(path.parent, None, "cpu", normalize)
         except (ValueError, OSError):
-            continue                                            # another's folder, or damaged: not what was asked for by name
-        if model in (None, about["model"]):
-            return train.load_trained(folder, None, "cpu", normalize)
+            continue                                            # damaged, or another's; it was not asked for by name
+        if model in (None, trained.about["model"]):
+            return trained
     return None
 
 
-def _images(about: dict[str, Any], shape: tuple[int, ...], count: int, classes: list[str]) -> ImageSet | None:
-    """Images that the model was not trained on, as it reads them: those its run held out, else digits; None where none are needed."""
-    if count < 1:
-        return None
+def _images(about: dict[str, Any], shape: tuple[int, ...], classes: list[str]) -> ImageSet | None:
+    """Images that the model was not trained on, as it reads them: those its run held out, else digits. None: there are none."""
     if about.get("fingerprint"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
