@@ -1,7 +1,9 @@
 """Maps of numbers over an image, as PNG files, by Pillow, which is imported only here and only when a picture is made."""
 from __future__ import annotations
 
+import io
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,11 +60,21 @@ def enlarged(picture: Array) -> Array:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def write_png(path: str | os.PathLike[str], picture: Array) -> None:
-    """Write (H, W, 3) uint8 as a PNG, whole or not at all. ImportError where Pillow is not installed."""
+def png(picture: Array) -> bytes:
+    """(H, W, 3) uint8 as the bytes of a PNG file. ImportError where Pillow is not installed."""
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("pictures need Pillow, which is not installed: pip install pillow") from error
-    made = Image.fromarray(np.ascontiguousarray(picture))
-    atomically(path, lambda temporary: made.save(temporary, format="PNG"))
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def write_png(path: str | os.PathLike[str], picture: Array) -> None:
+    """Write a picture as a PNG file, whole or not at all."""
+    content = png(picture)
+
+    def write(temporary: str) -> None:
+        Path(temporary).write_bytes(content)
+    atomically(path, write)
