@@ -443,8 +443,8 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         "the first, random weights")
     add("--weights", metavar="FILE", help="weights from elsewhere (.pth, .safetensors, .npz): a file, its address, or imagenet")
     add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="an untrained model for images of this shape")
-    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default what the run "
-        "did")
+    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default what the "
+        "run did")
     add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
     add("--batch", type=_count, metavar="N", help="images that run together, of which one is looked at; batch norm needs several: "
         "by default 8 small or 2 "

@@ -46,7 +46,8 @@ def test_the_part_of_a_convolution_that_a_number_moves_is_enough(name):
 
 @pytest.mark.parametrize("groups", [2, 4])
 def test_a_group_sees_its_channels_alone(groups):
-    step, = recorded(lambda x, w: mc.ops.conv2d(x, w, padding=1, groups=groups), normal(1, 4, 4, 4), normal(4, 4 // groups, 3, 3)).steps
+    x, weight = normal(1, 4, 4, 4), normal(4, 4 // groups, 3, 3)
+    step, = recorded(lambda x, w: mc.ops.conv2d(x, w, padding=1, groups=groups), x, weight).steps
     for argument in ("x", "weight"):
         assert all(s.right and s.backward == pytest.approx(s.recorded, rel=1e-9, abs=1e-12) for s in checked(step, argument, 10**6))
 
@@ -99,7 +100,7 @@ def test_a_wrong_backward_is_seen_where_it_is_wrong():
         wrong[1] = 1.1
         return dy * x * x * 3.0 * wrong
 
-    step, = recorded(lambda x: cube(x), normal(4)).steps
+    step, = recorded(lambda x: cube(x), np.array([0.5, -1.2, 2.0, 0.1])).steps
     samples = checked(step, "x")
     assert [s.right for s in samples] == [True, False, True, True]
     assert samples[1].error == pytest.approx(0.1 / 1.1, rel=1e-4) and samples[1].numeric == pytest.approx(samples[1].recorded / 1.1)
@@ -127,6 +128,17 @@ def test_a_kink_says_so_and_holds_the_gradient_between_its_slopes():
     step, = recorded(lambda x: steep(x), np.array([0.0, 1.0])).steps
     at_kink, beside = checked(step, "x")
     assert not at_kink.right and at_kink.kink is not None and beside.right
+
+
+@pytest.mark.parametrize("apart", [3e-8, 5e-9, 3e-10])
+def test_a_kink_close_by_is_told_from_a_wrong_gradient(apart):
+    """Two candidates of a maximum that are nearly equal: the usual steps lead from the one to the other."""
+    x = np.array([[[[0.5, 0.5 - apart], [-1.0, 2.0]], [[1.0, 1.0 - apart], [-3.0, 0.0]]]]) - 1.0
+    step, = recorded(lambda x: mc.ops.max_pool2d(x, (1, 2)), x).steps
+    assert all(s.right for s in checked(step, "x"))
+    step.operation = mc.op(lambda x, windows: mc.ops.max_of_windows.forward(x, windows))
+    step.operation.backward("x")(lambda dy, x, y, windows: 0.7 * mc.ops.max_of_windows.composed[0].function(dy, x, y, windows))
+    assert not any(s.right and s.kink is None for s in checked(step, "x") if s.recorded)
 
 
 def test_float32_is_compared_with_float64():

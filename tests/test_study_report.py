@@ -77,7 +77,8 @@ def test_every_step_is_checked(report):
 def test_what_is_kept_is_said_with_its_reason(report):
     norm = next(i for i, s in enumerate(report.tape.steps) if s.op == "normalize")
     kept = {row["name"]: row for row in report.of_steps[norm]["kept"]}
-    assert kept["batch_mean"]["for"] == ["normalize_fused_backward"] and kept["batch_mean"]["why"] and kept["x"]["shared"] == "the input itself"
+    assert kept["batch_mean"]["for"] == ["normalize_fused_backward"] and kept["batch_mean"]["why"]
+    assert kept["x"]["shared"] == "the input itself"
     relu = next(i for i, s in enumerate(report.tape.steps) if s.op == "relu")
     assert [(row["name"], row["shared"]) for row in report.of_steps[relu]["kept"]] == [("y", "the output itself")]
 
@@ -92,7 +93,8 @@ def test_the_model_is_left_as_it_was():
 def test_a_place_for_pictures(report):
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0\x80")), (b"IEND", b"")])
+        for kind, body in [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0\x80")),
+                           (b"IEND", b"")])
     other = Report(report.subject, report.tape, report.about, report.lines, report.of_steps, report.of_values)
     other.add_picture("Saliency <i>", png, "where")
     shown = json.loads(Reader(other.html()).data["index"])["pictures"]
@@ -124,7 +126,7 @@ def test_pictures_keep_their_scale():
     large = np.random.default_rng(0).normal(size=(1, 130, 100))
     small, block = pictures.shrunk(large)
     assert block == 3 and small.shape == (1, 44, 34) and small[0, 1, 2] == pytest.approx(large[0, 3:6, 6:9].mean())
-    assert small[0, -1, -1] == pytest.approx(large[0, 129:, 99:].mean())            # a block over the edge: the mean of what there is
+    assert small[0, -1, -1] == pytest.approx(large[0, 129:, 99:].mean())      # a block over the edge
     counts = pictures.histogram(np.array([0.0, 1, 1, np.nan]))
     assert counts["finite"] == 3 and sum(counts["bins"]) == 3 and counts["zeros"] == pytest.approx(1 / 3)
 
@@ -214,16 +216,19 @@ def test_an_image_of_ones_own(elsewhere):
     from PIL import Image
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save("<b>.png")
     found = choose("resnet20", "<b>.png", in_shape=(1, 8, 8), batch=3)
-    assert found.image_name == "<b>.png" and np.array_equal(found.images[0, 0], np.arange(64).reshape(8, 8)) and len(found.images) == 3
+    assert found.image_name == "<b>.png" and len(found.images) == 3
+    assert np.array_equal(found.images[0, 0], np.arange(64).reshape(8, 8))
     assert found.said_by.startswith("what the model takes it for")
     assert choose("resnet20", "<b>.png", in_shape=(1, 8, 8), label="7").labels[0] == 7
     assert choose("resnet20", "<b>.png").images.shape[1:] == (3, 32, 32)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["resnet2"], "did you mean"), (["--run", "nowhere"], "is no run's folder"), (["--weights", "x.pth"], "does not say what model"),
-    (["resnet20", "--image", "nowhere.png"], "nowhere.png"), (["resnet20", "--out", "mine.txt"], "is no report of minicnn"),
-    (["resnet20", "--out", "no/folder.html"], "the folder no does not exist"), (["resnet20", "--mean", "0.5"], "--mean and --std go together")])
+    (["resnet2"], "did you mean"), (["--run", "nowhere"], "is no run's folder"),
+    (["--weights", "x.pth"], "does not say what model"), (["resnet20", "--image", "nowhere.png"], "nowhere.png"),
+    (["resnet20", "--out", "mine.txt"], "is no report of minicnn"),
+    (["resnet20", "--out", "no/folder.html"], "the folder no does not exist"),
+    (["resnet20", "--mean", "0.5"], "--mean and --std go together")])
 def test_what_goes_wrong_is_said_in_one_line(elsewhere, capsys, arguments, message):
     (elsewhere / "mine.txt").write_text("a letter")
     assert cli.main(["study", *arguments]) in (1, 2)

@@ -79,9 +79,12 @@ def _sample(step: Step, argument: str, index: Index, whole: dict[str, Any], scal
     direction = np.zeros(point.shape)
     direction[part.at] = scale
     finding = comparison.judge({0: direction}, shortest_for(abs(float(point[part.at])), scale))
-    slopes = finding.slopes
+    slopes, right, kink = finding.slopes, finding.right, None
+    if not right and not finding.kink:          # a kink may lie so near that only a shorter step stays on this side of it
+        closer = [comparison.walk({0: direction}, 10.0 ** -k) for k in range(8, 12)]
+        slopes = next((shorter for shorter in closer if comparison.agrees(shorter)), slopes)
+        right = comparison.agrees(slopes)
     analytic, numeric = slopes.analytic / scale, slopes.numeric / scale
-    right, kink = finding.right, None
     if finding.kink:
         kink = float(slopes.back.sum() / scale), float(slopes.ahead.sum() / scale)
         lower, upper = bounds(slopes)

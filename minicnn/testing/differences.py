@@ -150,7 +150,7 @@ class Comparison:
         direction = {i: np.zeros(self.point[i].shape) for i in self.kinks}
         for i, elements in self.kinks.items():
             direction[i].flat[elements] = scale
-        smooth = self._smooth(self._walk(direction, self.eps))
+        smooth = self._smooth(self.walk(direction, self.eps))
         return self._seen_through(smooth).judge(direction) if smooth.any() else None
 
     def _smooth(self, slopes: Slopes) -> Host:
@@ -161,17 +161,17 @@ class Comparison:
     # ------------------------------------------------------------ what is concluded
     def judge(self, direction: Direction, shortest: int = SHORTEST) -> Finding:
         """Compare along a direction; at the first step if that agrees, else at the most trustworthy of many."""
-        first = self._walk(direction, self.eps)
+        first = self.walk(direction, self.eps)
         if self._agrees(first):
             return self._right(first)
-        around = [first, *(self._walk(direction, self.eps * 10.0 ** -k) for k in (1, 2))]
+        around = [first, *(self.walk(direction, self.eps * 10.0 ** -k) for k in (1, 2))]
         ladder = around
         if not np.ptp([s.numeric for s in around]) <= 0.01 * self._tolerance(first):    # not: one may be NaN, outside the domain
-            longer = [self._walk(direction, self.eps * 10.0 ** k) for k in range(LONGEST, 0, -1)]
-            shorter = [self._walk(direction, self.eps * 10.0 ** k) for k in range(-len(around), shortest - 1, -1)]
+            longer = [self.walk(direction, self.eps * 10.0 ** k) for k in range(LONGEST, 0, -1)]
+            shorter = [self.walk(direction, self.eps * 10.0 ** k) for k in range(-len(around), shortest - 1, -1)]
             ladder = [*longer, *around, *shorter]
         best, doubt = self._most_trustworthy(ladder)
-        if self._agrees(best, self._rounding(best)):
+        if self.agrees(best):
             return self._right(best)
         if _vanishing(around) and abs(first.analytic) <= abs(around[-1].numeric):
             return Finding(True, around[-1])
@@ -192,7 +192,8 @@ class Comparison:
         direction.flat[elements] = signed(self.rng, elements.shape) * typical(self.point[i].flat[elements])
         return self.judge({i: direction}).right
 
-    def _walk(self, direction: Direction, step: float) -> Slopes:
+    def walk(self, direction: Direction, step: float) -> Slopes:
+        """What one step along the direction shows, ahead and back."""
         ahead, back = list(self.point), list(self.point)
         for i, d in direction.items():
             ahead[i], back[i] = self.point[i] + step * d, self.point[i] - step * d
@@ -205,6 +206,10 @@ class Comparison:
         if apart:
             self.worst = max(self.worst, apart / max(abs(slopes.analytic), abs(slopes.numeric), self._unit(slopes)))
         return Finding(True, slopes)
+
+    def agrees(self, slopes: Slopes) -> bool:
+        """Whether the gradient is the slope that this step showed, up to what rounding can do to it."""
+        return self._agrees(slopes, self._rounding(slopes))
 
     def _agrees(self, slopes: Slopes, slack: float = 0.0) -> bool:
         return abs(slopes.analytic - slopes.numeric) <= self._tolerance(slopes) + slack

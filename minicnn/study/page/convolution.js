@@ -26,7 +26,7 @@ function openOutput(data) {
   const x = numbers(data.x), y = numbers(data.y), weight = numbers(data.weight), bias = numbers(data.bias);
   const [kh, kw] = data.kernel, [p0, q0, rows, columns] = data.outputs, [r0, c0, height, width] = data.pixels, under = geometry(data);
   const inGroup = weight.shape[1], filtersInGroup = data.out[0] / data.groups;
-  const node = make("div");
+  const node = make("div", {class: "view"});
   let f = 0;
 
   function draw() {
@@ -105,7 +105,7 @@ function openInput(data) {
   const dy = numbers(data.dy), dx = numbers(data.dx), weight = numbers(data.by_channel);
   const [kh, kw] = data.kernel, [p0, q0, rows, columns] = data.outputs, [r0, c0, height, width] = data.pixels;
   const filtersInGroup = data.out[0] / data.groups, channelsInGroup = data.in[0] / data.groups;
-  const node = make("div");
+  const node = make("div", {class: "view"});
   let c = 0, k = 0;
 
   /** The windows that cover a pixel: output (p, q) through tap (i, j). */
@@ -156,7 +156,7 @@ function openInput(data) {
 function openWeight(data) {
   const x = numbers(data.x), dy = numbers(data.dy), dweight = numbers(data.dweight);
   const [kh, kw] = data.kernel, [p0, q0, rows, columns] = data.outputs, [r0, c0] = data.pixels, under = geometry(data);
-  const node = make("div");
+  const node = make("div", {class: "view"});
   let f = 0, c = 0;
   function draw() {
     const k = data.filters[f];

@@ -87,7 +87,8 @@ function histogram(data, back = false) {
  * at: {rows, columns, top, left}: where it lies in the whole image.   value(r, c), usable(r, c): by place in the plane.
  */
 function grid({title, rows, columns, top = 0, left = 0, value, usable = () => true, pick = null}) {
-  const cell = Math.max(4, Math.min(24, Math.floor(250 / Math.max(rows, columns)))), canvas = make("canvas", {width: columns * cell, height: rows * cell});
+  const cell = Math.max(4, Math.min(24, Math.floor(250 / Math.max(rows, columns))));
+  const canvas = make("canvas", {width: columns * cell, height: rows * cell, "data-rows": rows, "data-columns": columns});
   let high = 0, low = 0, marks = [];
   for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
     const x = value(r, c);
