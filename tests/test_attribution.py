@@ -280,6 +280,18 @@ def test_looking_leaves_nothing_behind():
     assert saliency(model, np.ones((1, 8, 8))).max() > 0
 
 
+def test_the_maps_are_the_same_on_every_backend(device):
+    host = lively(mc.models.resnet20(6, (1, 8, 8), dtype=np.float64))
+    model = lively(mc.models.resnet20(6, (1, 8, 8), dtype=np.float64)).to(device.name)
+    image = RNG.standard_normal((1, 8, 8))
+    for there, here in [(saliency(model, image, 2), saliency(host, image, 2)),
+                        (grad_cam(model, image, 2).heat, grad_cam(host, image, 2).heat),
+                        (effective_receptive_field(model, image[None], "layer1", draws=2),
+                         effective_receptive_field(host, image[None], "layer1", draws=2))]:
+        assert isinstance(there, np.ndarray)
+        np.testing.assert_allclose(there, here, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(("call", "words"), [
     (lambda m, x: saliency(m, x[:, :7]), r"an image of shape \(1, 7, 8\) for a model that reads \(1, 8, 8\)"),
     (lambda m, x: saliency(m, x, 6), "target=6: the model has 6 classes, 0 to 5"),
@@ -319,8 +331,7 @@ def test_heatmaps(tmp_path):
     assert (framed[64, 64] == over[0, 0]).all()
     heatmaps.write_png(tmp_path / "a.png", framed)
     assert np.array_equal(np.asarray(image_module.open(tmp_path / "a.png")), framed)
-    with pytest.raises(ValueError, match="an image of 4 channels has no colours"):
-        heatmaps.overlay(np.zeros((4, 2, 2), np.uint8), values)
+    assert (heatmaps.in_colour(np.array([10, 20], np.uint8)[:, None, None]) == 15).all()
 
 
 def test_a_vector_and_a_pooled_map_have_fields():

@@ -1,4 +1,5 @@
 """`minicnn study attribute` and `minicnn study compare`, as somebody types them."""
+import base64
 import importlib.util
 import json
 import re
@@ -94,6 +95,18 @@ def test_attribute_of_a_file_with_a_hostile_name(minicnn, here, run):
     (here / name).write_bytes(run[1].read_bytes())
     status, _, err = minicnn("study", "attribute", name, "--run", run[0], "--out", "out")
     assert (status, err) == (0, "") and {path.name for path in (here / "out").iterdir()} > PICTURES
+
+
+def test_the_report_shows_the_maps_too(minicnn, here, run):
+    pytest.importorskip("latex2mathml", reason="the report typesets its equations with latex2mathml")
+    status, _, err = minicnn("study", "--run", run[0], "--image", run[1], "--label", 3, "--out", "page.html")
+    assert (status, err) == (0, "")
+    index = json.loads(re.search(r'<script type="application/json" id="index">(.*?)</script>', (here / "page.html").read_text())[1])
+    assert [picture["title"] for picture in index["pictures"]] == ["Saliency", "Grad-CAM", "Receptive field"]
+    minicnn("study", "attribute", run[1], "--run", run[0], "--class", 3, "--out", "maps")
+    for picture, name in zip(index["pictures"][:2], ("saliency", "grad_cam"), strict=True):
+        assert base64.b64decode(picture["png"]) == (here / "maps" / f"{name}.png").read_bytes()
+    assert "of the class 3" in index["pictures"][0]["caption"]
 
 
 # ---------------------------------------------------------------- compare

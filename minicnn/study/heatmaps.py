@@ -24,15 +24,15 @@ def heat_colours(values: Array) -> Array:
 
 
 def overlay(image: Array, values: Array) -> Array:
-    """The image, (1 or 3, H, W) uint8, darkened, under the colours of the map (H, W), where it is high -> (H, W, 3) uint8."""
+    """The image, (C, H, W) uint8, darkened, under the colours of the map (H, W), where it is high -> (H, W, 3) uint8."""
     share = (values / (values.max() or 1.0))[..., None]
     return ((1 - share) * 0.6 * in_colour(image) + share * heat_colours(values)).round().astype(np.uint8)
 
 
 def in_colour(image: Array) -> Array:
-    """(1 or 3, H, W) -> (H, W, 3)"""
+    """(C, H, W) uint8 -> (H, W, 3): grey in all three colours; where the channels are no colours, their mean."""
     if image.shape[0] not in (1, 3):
-        raise ValueError(f"an image of {image.shape[0]} channels has no colours; pictures take 1 (grey) or 3 (RGB)")
+        image = image.mean(axis=0, keepdims=True).round().astype(np.uint8)
     return np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
 
 
