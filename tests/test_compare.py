@@ -91,6 +91,14 @@ def test_the_words_say_what_the_numbers_show():
     assert words[-1].startswith("One training each, of 1 epochs on 100 images, with seed 0")
 
 
+@pytest.mark.parametrize(("first", "last", "words"), [
+    (2190.4, 1.0, "2,190 times"), (4.59e-6, 1.0, "1/218,000 of"), (0.25, 1.0, "0.25 times"), (67.21, 1.0, "67.2 times"),
+    (1.0, 0.0, "out of all proportion to")])
+def test_proportions(first, last, words):
+    one = found({(20, "plain"): 1.0, (20, "residual"): 1.0}, ((first, last), (1.0, 1.0)))
+    assert f"the gradient at the first convolution of plain-20 is {words} that at its last layer" in " ".join(compare.in_words(one))
+
+
 def test_the_words_when_it_comes_out_otherwise():
     words = compare.in_words(found({(20, "plain"): 50.0, (56, "plain"): 10.0, (20, "residual"): 5.0, (56, "residual"): 5.0}))
     assert words[0].endswith("the deeper network is better.") and words[1].endswith("the deeper network is as good.")

@@ -206,8 +206,10 @@ def _percent(share: float) -> str:
 
 
 def _times(ratio: float) -> str:
-    if not math.isfinite(ratio):
+    if not math.isfinite(ratio) or ratio == 0:
         return "out of all proportion to"
+    if ratio < 0.01:
+        return f"1/{float(f'{1 / ratio:.3g}'):,.0f} of"
     return f"{float(f'{ratio:.3g}'):,.0f} times" if ratio >= 100 else f"{ratio:.3g} times"
 
 
@@ -236,6 +238,7 @@ def _draw_gradients(axes: Any, results: Sequence[Result]) -> None:
             axes.plot(range(1, len(sizes) + 1), sizes, "--" if norm == WITHOUT_NORM else "-", linewidth=1.2,
                       color=COLOURS[result.kind], label=f"{NAMES[result.kind]}, {norm}")
     axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("convolutions and the last layer, from the image on")
     _tidy(axes)
 

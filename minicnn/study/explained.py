@@ -63,7 +63,7 @@ class Explained:
 
 
 def explain(model: Sequential, normalize: Normalize, image: Array, target: int | None = None, layer: str | None = None,
-            position: Pair | None = None, draws: int = 32) -> Explained:
+            position: Pair | None = None, draws: int = 16) -> Explained:
     """All three maps of an image (C, H, W) uint8.
 
     target: the class, by default the likeliest.   layer: of Grad-CAM and the receptive field, by default `last_image_layer`.
