@@ -245,7 +245,7 @@ def test_hover_and_arrow_keys_choose_a_pixel(page, report):
     assert hovered != before and "the engine wrote" in hovered and len(page.find_elements(By.CSS_SELECTOR, ".open .numbers")) == 6
     page.execute_script("arguments[0].focus({preventScroll: true})", canvas)
     label = canvas.get_attribute("aria-label")
-    press(page, Keys.ARROW_DOWN)
+    press(page, Keys.ARROW_RIGHT)
     assert sums() != hovered and canvas.get_attribute("aria-label") != label
     assert position(page) == f"forward-{step_of(report, 'conv2d')}"         # the page stays where it is
 
