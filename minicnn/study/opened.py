@@ -43,7 +43,20 @@ def _convolution(step: Step) -> dict[str, Any]:
         "weight": exact(weight[filters]), "by_channel": exact(by_channel),
         "bias": None if bias is None else exact(bias.array[filters]),
         "dx": None if dx is None else exact(_cut(dx[0, channels], of_pixels)),
-        "dweight": None if dweight is None else exact(np.stack([_of_pairs(dweight, k, channels, in_group) for k in filters]))}
+        "dweight": None if dweight is None else exact(np.stack([_of_pairs(dweight, k, channels, in_group) for k in filters])),
+        "shares": exact(_by_image(x[:, channels], dy[:, filters], kernel, geometry))}
+
+
+def _by_image(x: Host, dy: Host, kernel: list[int], geometry: dict[str, list[int]]) -> Host:
+    """What each image adds to the weight's gradient, from the definition, in float64: (N, filters, channels, kh, kw)."""
+    sides = [(p, p) for p in geometry["padding"]]
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), *sides))
+    found = np.empty((len(x), dy.shape[1], x.shape[1], *kernel))
+    for i, j in np.ndindex(*kernel):
+        rows, columns = (slice(at * d, at * d + (n - 1) * s + 1, s) for at, n, s, d in
+                         zip((i, j), dy.shape[2:], geometry["stride"], geometry["dilation"], strict=True))
+        found[..., i, j] = np.einsum("nkpq,ncpq->nkc", dy.astype(np.float64), padded[:, :, rows, columns], optimize=True)
+    return found
 
 
 def _of_pairs(dweight: Host, k: int, channels: list[int], in_group: int) -> Host:

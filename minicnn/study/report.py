@@ -29,7 +29,6 @@ from minicnn.autograd import Op, Tensor
 from minicnn.study import steps
 from minicnn.study.depth import Line, gradient_norms, weighted_layers
 from minicnn.study.layout import layout
-from minicnn.study.pictures import picture
 from minicnn.study.recording import record
 from minicnn.study.subject import Subject, choose
 from minicnn.study.tape import Tape
@@ -86,7 +85,8 @@ class Report:
                  "batch": len(x), "training": training, "in_shape": list(x.shape[1:]), "type": str(x.dtype), "loss": loss.item(),
                  "classes": [[subject.classes[i], float(probabilities[i])] for i in np.argsort(-probabilities, kind="stable")[:5]],
                  "version": minicnn.__version__,
-                 "picture": picture(subject.images[0].astype(np.float32), _names_of_channels(len(subject.images[0])))}
+                 "picture": {"shape": list(subject.images.shape[1:]),
+                             "pixels": base64.b64encode(subject.images[0].tobytes()).decode("ascii")}}
         return cls(subject, tape, about, lines, of_steps, [steps.of_value_on_page(value) for value in tape.values])
 
     def add_picture(self, title: str, png: bytes, caption: str = "") -> None:
@@ -127,10 +127,6 @@ class Report:
     def checked(self) -> int:
         """How many numbers were checked."""
         return sum(len(checks) for step in self.of_steps for checks in step["checks"].values())
-
-
-def _names_of_channels(count: int) -> list[str]:
-    return ["red", "green", "blue"] if count == 3 else [""] if count == 1 else [str(i) for i in range(count)]
 
 
 def _block(name: str, value: Any) -> str:
