@@ -140,7 +140,10 @@ def test_both_sides_of_a_step_stand_side_by_side(page, report):
     assert len(page.find_elements(By.CSS_SELECTOR, ".cell.backward math")) == 3
     assert "Kept for the backward" in text and "multiply-adds" in text and "x: 3 × 2 × 9 × 8" in text
     box = page.find_element(By.CSS_SELECTOR, ".cell.backward math").size
-    assert box["height"] > 15 and box["width"] > 60                 # it is typeset
+    assert box["height"] > 15 and box["width"] > 60                 # it is typeset, with subscripts below the line
+    low, base = page.execute_script("""const [base, sub] = document.querySelector(".cell.backward msub").children;
+                                       return [sub.getBoundingClientRect().bottom, base.getBoundingClientRect().bottom]""")
+    assert low > base + 2
     assert HOSTILE.replace("\u2028\u2029", "") in text.replace("\n", "").replace("\u2028\u2029", "")
 
 
@@ -216,7 +219,9 @@ def test_every_sum_of_an_opened_convolution_is_what_the_engine_wrote(page, repor
     of_first = mc.ops.conv2d_weight_grad(x[:1], step.grad[:1], step.inputs["weight"].shape[2:], **settings)
     for v, i, r, c, _, _, part in found:
         if v.startswith("A weight"):
-            expected = of_first[opened["filters"][i], 0, r, c]
+            k = opened["filters"][i]
+            channel = opened["channels"][0] - k // (len(of_first) // step.options["groups"]) * of_first.shape[1]     # in its group
+            expected = of_first[k, channel, r, c]
             assert float(part) == pytest.approx(expected, rel=1e-4, abs=1e-5 * float(abs(of_first).max()))
 
 

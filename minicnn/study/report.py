@@ -29,6 +29,7 @@ from minicnn.autograd import Op, Tensor
 from minicnn.study import steps
 from minicnn.study.depth import Line, gradient_norms, weighted_layers
 from minicnn.study.layout import layout
+from minicnn.study.opened import share_of_each
 from minicnn.study.recording import record
 from minicnn.study.subject import Subject, choose
 from minicnn.study.tape import Tape
@@ -77,9 +78,9 @@ class Report:
             loss.backward()
         model.load_state_dict(before)
         lines = gradient_norms(subject.fresh(), x, subject.labels)
-        rng = np.random.default_rng(0)
+        rng, share = np.random.default_rng(0), share_of_each(tape)
         with num_threads(1):                        # each check is small
-            of_steps = [steps.of_step(step, rng) for step in _shown(tape.steps, "checking gradients")]
+            of_steps = [steps.of_step(step, rng, share) for step in _shown(tape.steps, "checking gradients")]
         about = {"model": subject.name, "parameters": sum(p.size for p in model.parameters()), "weights": subject.weights,
                  "image": subject.image_name, "label": subject.classes[int(subject.labels[0])], "said_by": subject.said_by,
                  "batch": len(x), "training": training, "in_shape": list(x.shape[1:]), "type": str(x.dtype), "loss": loss.item(),
