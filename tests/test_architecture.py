@@ -23,7 +23,7 @@ ROOMS = ["__main__", "cli", "study", "bench", "train", "transfer", "plots", "exp
          "testing", "layers", "optim", "initialization", "ops", "kernels", "autograd", "threads", "memory", "backend"]
 REQUIRED = {"numpy", "threadpoolctl"}
 OPTIONAL = ["cupy", "cupyx", "torch", "hypothesis", "sklearn", "scipy", "matplotlib", "PIL", "tqdm", "rich", "safetensors", "onnx",
-            "pytest"]
+            "latex2mathml", "selenium", "pytest"]
 
 # The one module that another library may be imported on top of: nothing else of the package imports it on its own.
 ON_TOP_OF = {"minicnn.testing.strategies": {"hypothesis"}}

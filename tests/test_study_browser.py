@@ -140,7 +140,10 @@ def test_both_sides_of_a_step_stand_side_by_side(page, report):
     assert len(page.find_elements(By.CSS_SELECTOR, ".cell.backward math")) == 3
     assert "Kept for the backward" in text and "multiply-adds" in text and "x: 3 × 2 × 9 × 8" in text
     box = page.find_element(By.CSS_SELECTOR, ".cell.backward math").size
-    assert box["height"] > 15 and box["width"] > 60                 # it is typeset
+    assert box["height"] > 15 and box["width"] > 60                 # it is typeset, with subscripts below the line
+    low, base = page.execute_script("""const [base, sub] = document.querySelector(".cell.backward msub").children;
+                                       return [sub.getBoundingClientRect().bottom, base.getBoundingClientRect().bottom]""")
+    assert low > base + 2
     assert HOSTILE.replace("\u2028\u2029", "") in text.replace("\n", "").replace("\u2028\u2029", "")
 
 
@@ -184,7 +187,8 @@ CLICK_EVERY_NUMBER = """
           canvas.dispatchEvent(new MouseEvent("click", {clientX: box.left + (c + 0.5) / columns * box.width,
                                                         clientY: box.top + (r + 0.5) / rows * box.height}));
           const said = node.dataset.sum ?? node.dataset.winner;
-          if (said !== undefined) found.push([tab ? tab.textContent : "", i, r, c, said, node.dataset.engine ?? ""]);
+          const {engine = "", part} = node.dataset;
+          if (said !== undefined) found.push([tab ? tab.textContent : "", i, r, c, said, engine, part]);
         }
       }
     }
@@ -198,7 +202,7 @@ def test_every_sum_of_an_opened_convolution_is_what_the_engine_wrote(page, repor
     opened = report.of_steps[step.number]["opened"]
     go(page, f"forward-{step.number}")
     found = page.execute_script(CLICK_EVERY_NUMBER)
-    outputs, inputs, weights = ({tuple(at): (float(s), float(e)) for v, *at, s, e in found if v.startswith(view)}
+    outputs, inputs, weights = ({tuple(at): (float(s), float(e)) for v, *at, s, e, _ in found if v.startswith(view)}
                                 for view in ("An output", "An input", "A weight"))
     y, dx, x = step.output.array[0], step.input_grads["x"][0], step.inputs["x"].array
     top, left = opened["pixels"][:2]
@@ -207,19 +211,24 @@ def test_every_sum_of_an_opened_convolution_is_what_the_engine_wrote(page, repor
         assert both == pytest.approx((y[opened["filters"][i], r, c],) * 2, rel=1e-4, abs=1e-5 * float(abs(y).max()))
     for (i, r, c), both in inputs.items():
         assert both == pytest.approx((dx[opened["channels"][i], r + top, c + left],) * 2, rel=1e-4, abs=1e-5 * float(abs(dx).max()))
-    # Of the first image alone: what a pass of one image would have given; with the channel that is chosen first.
+    assert len(weights) >= step.inputs["weight"].array[0, 0].size
+    for both in weights.values():
+        assert both[0] == pytest.approx(both[1], rel=1e-4, abs=1e-5 * float(abs(step.input_grads["weight"]).max()))
+    # And of it the part of the first image: what a pass of one image would have given; with the channel that is chosen first.
     settings = {name: step.options[name] for name in ("stride", "padding", "dilation", "groups")}
     of_first = mc.ops.conv2d_weight_grad(x[:1], step.grad[:1], step.inputs["weight"].shape[2:], **settings)
-    seen = {(i, r, c): s for (i, r, c), (s, _) in weights.items()}
-    assert len(seen) >= of_first[0, 0].size
-    for (i, r, c), said in seen.items():
-        assert said == pytest.approx(of_first[opened["filters"][i], 0, r, c], rel=1e-4, abs=1e-5 * float(abs(of_first).max()))
+    for v, i, r, c, _, _, part in found:
+        if v.startswith("A weight"):
+            k = opened["filters"][i]
+            channel = opened["channels"][0] - k // (len(of_first) // step.options["groups"]) * of_first.shape[1]     # in its group
+            expected = of_first[k, channel, r, c]
+            assert float(part) == pytest.approx(expected, rel=1e-4, abs=1e-5 * float(abs(of_first).max()))
 
 
 def test_batch_norm_in_three_terms(page, report):
     go(page, f"backward-{step_of(report, 'normalize')}")
     found = page.execute_script(CLICK_EVERY_NUMBER)
-    sums, engine = np.array([(float(s), float(e)) for *_, s, e in found]).T
+    sums, engine = np.array([(float(s), float(e)) for *_, s, e, _ in found]).T
     assert len(found) == 4 * 72 and np.allclose(sums, engine, rtol=1e-3, atol=1e-5 * np.abs(engine).max())
 
 
@@ -228,7 +237,7 @@ def test_who_won_a_pooling(page, report):
     go(page, f"forward-{step.number}")
     found = page.execute_script(CLICK_EVERY_NUMBER)
     x, channels = step.inputs["x"].array[0], report.of_steps[step.number]["opened"]["channels"]
-    for _, i, p, q, winner, _ in found:
+    for _, i, p, q, winner, *_ in found:
         window = {(r, c): x[channels[i], r, c] for r in range(2 * p - 1, 2 * p + 2) for c in range(2 * q - 1, 2 * q + 2)
                   if 0 <= r < 9 and 0 <= c < 8}
         assert winner == "{},{}".format(*max(window, key=window.get))          # of equal ones, max takes the first
@@ -245,7 +254,7 @@ def test_hover_and_arrow_keys_choose_a_pixel(page, report):
     assert hovered != before and "the engine wrote" in hovered and len(page.find_elements(By.CSS_SELECTOR, ".open .numbers")) == 6
     page.execute_script("arguments[0].focus({preventScroll: true})", canvas)
     label = canvas.get_attribute("aria-label")
-    press(page, Keys.ARROW_DOWN)
+    press(page, Keys.ARROW_RIGHT)
     assert sums() != hovered and canvas.get_attribute("aria-label") != label
     assert position(page) == f"forward-{step_of(report, 'conv2d')}"         # the page stays where it is
 

@@ -19,7 +19,8 @@ class Formula(NamedTuple):
 
 
 _CONV = Formula(
-    "Each filter is slid over the image; every output pixel is the sum of products of its window with the filter.",
+    "Each filter is slid over the image; every output pixel is the sum of products of its window with the filter "
+    "(s: stride, a: padding, d: dilation).",
     r"y_{n,k,p,q} = b_k + \sum_{c,i,j} w_{k,c,i,j}\; x_{n,c,\;ps-a+id,\;qs-a+jd}",
     {"x": r"\bar x_{n,c,h,v} = \sum_k \sum_{ps-a+id\,=\,h} \sum_{qs-a+jd\,=\,v} w_{k,c,i,j}\; g_{n,k,p,q}",
      "weight": r"\bar w_{k,c,i,j} = \sum_{n,p,q} g_{n,k,p,q}\; x_{n,c,\;ps-a+id,\;qs-a+jd}",
@@ -104,7 +105,7 @@ FORMULAS: dict[str, Formula] = {
     "matrix_product": Formula("A matrix product.", r"Y = A\, B", {"a": r"\bar A = G\, B^{\top}", "b": r"\bar B = A^{\top} G"},
                               {"a": "Each factor is the other's derivative.", "b": "Each factor is the other's derivative."}),
     "max_of_windows": Formula(
-        "The largest number of each window; of equal ones, the first.",
+        "The largest number of each window; of equal ones, the first (s: stride, a: padding).",
         r"y_{n,c,p,q} = \max_{i,j}\; x_{n,c,\;ps-a+i,\;qs-a+j}",
         {"x": r"\bar x_{n,c,h,v} = \sum_{p,q} g_{n,c,p,q}\, \left[ (h,v) \text{ won the window at } (p,q) \right]"},
         {"x": "Compared with y it says which pixel won.", "y": "Compared with x it says which pixel won."}),

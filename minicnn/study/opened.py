@@ -10,27 +10,42 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.study.pictures import exact, sampled
-from minicnn.study.tape import Host, Step
+from minicnn.study.pictures import exact
+from minicnn.study.tape import Host, Step, Tape
 
 FEW = 4                 # filters and channels that are opened
-NUMBERS = 20_000        # of the input, and of the output's gradient, that a convolution's part has at most
+NUMBERS = 33_000        # of the input, and of the output's gradient, that a convolution's part has at most
 
 
-def opened(step: Step) -> dict[str, Any] | None:
-    """What the page needs to open this step; None for an operation that it cannot open, or without gradients."""
+def opened(step: Step, share: float = 1.0) -> dict[str, Any] | None:
+    """What the page needs to open this step; None for an operation that it cannot open, or without gradients.
+
+    share: of the numbers that it may take, so that the page of a model with many convolutions does not grow without end.
+    """
     open_up = OPENED.get(step.op)
-    return open_up(step) if open_up and step.grad is not None and step.output.array.ndim == 4 else None
+    return open_up(step, share) if open_up and step.grad is not None and step.output.array.ndim == 4 else None
+
+
+def share_of_each(tape: Tape) -> float:
+    """The share of the numbers that each step of this tape may take: all, as long as there are no more than 24 convolutions."""
+    return min(1.0, 24 / max(1, sum(step.op == "conv2d" for step in tape.steps)))
+
+
+def _liveliest(planes: Host, most: int) -> list[int]:
+    """The channels of (C, H, W) whose numbers differ most, in order: a channel that is 0 everywhere shows nothing."""
+    spread = planes.reshape(len(planes), -1).std(axis=1)
+    return sorted(int(c) for c in np.argsort(-spread, kind="stable")[:most])
 
 
 # ---------------------------------------------------------------- convolution
-def _convolution(step: Step) -> dict[str, Any]:
+def _convolution(step: Step, share: float) -> dict[str, Any]:
     x, weight, y, dy = step.inputs["x"].array, step.inputs["weight"].array, step.output.array, step.grad
     assert dy is not None
     geometry = {name: [int(n) for n in np.broadcast_to(step.options[name], 2)] for name in ("stride", "padding", "dilation")}
     kernel, groups = list(weight.shape[2:]), int(step.options["groups"])
-    of_outputs, of_pixels = _square(x.shape[1:], y.shape[1:], kernel, geometry)
-    filters, channels = sampled(len(weight), FEW), sampled(x.shape[1], FEW)
+    of_outputs, of_pixels = _square(x.shape[1:], y.shape[1:], kernel, geometry, int(share * NUMBERS))
+    most = max(1, round(share * FEW))
+    filters, channels = _liveliest(y[0], most), _liveliest(x[0], most)
     per_group, in_group = weight.shape[1], len(weight) // groups
     by_channel = np.stack([weight[c // per_group * in_group:(c // per_group + 1) * in_group, c % per_group] for c in channels])
     bias = step.inputs.get("bias")
@@ -43,7 +58,20 @@ def _convolution(step: Step) -> dict[str, Any]:
         "weight": exact(weight[filters]), "by_channel": exact(by_channel),
         "bias": None if bias is None else exact(bias.array[filters]),
         "dx": None if dx is None else exact(_cut(dx[0, channels], of_pixels)),
-        "dweight": None if dweight is None else exact(np.stack([_of_pairs(dweight, k, channels, in_group) for k in filters]))}
+        "dweight": None if dweight is None else exact(np.stack([_of_pairs(dweight, k, channels, in_group) for k in filters])),
+        "shares": exact(_by_image(x[:, channels], dy[:, filters], kernel, geometry))}
+
+
+def _by_image(x: Host, dy: Host, kernel: list[int], geometry: dict[str, list[int]]) -> Host:
+    """What each image adds to the weight's gradient, from the definition, in float64: (N, filters, channels, kh, kw)."""
+    sides = [(p, p) for p in geometry["padding"]]
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), *sides))
+    found = np.empty((len(x), dy.shape[1], x.shape[1], *kernel))
+    for i, j in np.ndindex(*kernel):
+        rows, columns = (slice(at * d, at * d + (n - 1) * s + 1, s) for at, n, s, d in
+                         zip((i, j), dy.shape[2:], geometry["stride"], geometry["dilation"], strict=True))
+        found[..., i, j] = np.einsum("nkpq,ncpq->nkc", dy.astype(np.float64), padded[:, :, rows, columns], optimize=True)
+    return found
 
 
 def _of_pairs(dweight: Host, k: int, channels: list[int], in_group: int) -> Host:
@@ -54,13 +82,13 @@ def _of_pairs(dweight: Host, k: int, channels: list[int], in_group: int) -> Host
 
 
 def _square(in_shape: tuple[int, ...], out_shape: tuple[int, ...], kernel: list[int],
-            geometry: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+            geometry: dict[str, list[int]], most: int) -> tuple[list[int], list[int]]:
     """[first row, first column, rows, columns] of the outputs that are opened, and of the pixels (padding too) that they see."""
     def sees(outputs: int, axis: int) -> int:
         return (outputs - 1) * geometry["stride"][axis] + geometry["dilation"][axis] * (kernel[axis] - 1) + 1
 
     def too_much(rows: int, columns: int) -> bool:
-        return max(in_shape[0] * sees(rows, 0) * sees(columns, 1), out_shape[0] * rows * columns) > NUMBERS
+        return max(in_shape[0] * sees(rows, 0) * sees(columns, 1), out_shape[0] * rows * columns) > most
 
     size = [out_shape[1], out_shape[2]]
     while too_much(*size) and max(size) > 1:
@@ -83,15 +111,15 @@ def _cut(planes: Host, part: list[int]) -> Host:
 
 
 # ---------------------------------------------------------------- pooling
-def _pooling(step: Step) -> dict[str, Any] | None:
+def _pooling(step: Step, share: float) -> dict[str, Any] | None:
     x, y, dy, dx = step.inputs["x"].array, step.output.array, step.grad, step.input_grads.get("x")
     if dx is None or dy is None:
         return None
     windows = step.options["windows"]
     geometry = {"stride": list(windows.stride), "padding": list(windows.padding), "dilation": list(windows.dilation)}
-    channels = sampled(x.shape[1], FEW)
-    shape = (FEW * 8,)
-    of_outputs, of_pixels = _square((*shape, *x.shape[2:]), (*shape, *y.shape[2:]), list(windows.kernel_size), geometry)
+    channels = _liveliest(x[0], FEW)
+    few = (FEW,)            # here a channel needs no other
+    of_outputs, of_pixels = _square((*few, *x.shape[2:]), (*few, *y.shape[2:]), list(windows.kernel_size), geometry, 2500)
     return {"kind": "pooling", **geometry, "kernel": list(windows.kernel_size), "in": list(x.shape[1:]), "out": list(y.shape[1:]),
             "outputs": of_outputs, "pixels": of_pixels, "channels": channels,
             "x": exact(_cut(x[0, channels], of_pixels)), "y": exact(_cut(y[0, channels], of_outputs)),
@@ -99,11 +127,11 @@ def _pooling(step: Step) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------- batch norm
-def _batch_norm(step: Step) -> dict[str, Any] | None:
+def _batch_norm(step: Step, share: float) -> dict[str, Any] | None:
     x, dy, dx = step.inputs["x"].array, step.grad, step.input_grads.get("x")
     if dx is None or dy is None:
         return None
-    channels = sampled(x.shape[1], FEW)
+    channels = _liveliest(dy[0], FEW)
     # In float64, over the whole batch: what the page cannot know from the first image.
     wide, back = x[:, channels].astype(np.float64), dy[:, channels].astype(np.float64)
     mean = step.extras["batch_mean"][channels].astype(np.float64)
@@ -118,5 +146,5 @@ def _batch_norm(step: Step) -> dict[str, Any] | None:
             "dx": exact(_cut(dx[0, channels], side))}
 
 
-OPENED: dict[str, Callable[[Step], dict[str, Any] | None]] = {
+OPENED: dict[str, Callable[[Step, float], dict[str, Any] | None]] = {
     "conv2d": _convolution, "max_of_windows": _pooling, "normalize": _batch_norm}

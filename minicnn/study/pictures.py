@@ -14,7 +14,7 @@ import numpy as np
 from minicnn.study.tape import Host
 
 CHANNELS = 8            # of one value that are shown
-SIDE = 56               # pixels along the longer side of a picture, at most
+SIDE = 64               # pixels along the longer side of a picture, at most
 BINS = 41
 
 

@@ -30,7 +30,7 @@ from minicnn.study import heatmaps, steps
 from minicnn.study.depth import Line, gradient_norms, weighted_layers
 from minicnn.study.explained import explain
 from minicnn.study.layout import layout
-from minicnn.study.pictures import picture
+from minicnn.study.opened import share_of_each
 from minicnn.study.recording import record
 from minicnn.study.subject import Subject, choose
 from minicnn.study.tape import Tape
@@ -80,15 +80,16 @@ class Report:
             loss.backward()
         model.load_state_dict(before)
         lines = gradient_norms(subject.fresh(), x, subject.labels)
-        rng = np.random.default_rng(0)
+        rng, share = np.random.default_rng(0), share_of_each(tape)
         with num_threads(1):                        # each check is small
-            of_steps = [steps.of_step(step, rng) for step in _shown(tape.steps, "checking gradients")]
+            of_steps = [steps.of_step(step, rng, share) for step in _shown(tape.steps, "checking gradients")]
         about = {"model": subject.name, "parameters": sum(p.size for p in model.parameters()), "weights": subject.weights,
                  "image": subject.image_name, "label": subject.classes[int(subject.labels[0])], "said_by": subject.said_by,
                  "batch": len(x), "training": training, "in_shape": list(x.shape[1:]), "type": str(x.dtype), "loss": loss.item(),
                  "classes": [[subject.classes[i], float(probabilities[i])] for i in np.argsort(-probabilities, kind="stable")[:5]],
                  "version": minicnn.__version__,
-                 "picture": picture(subject.images[0].astype(np.float32), _names_of_channels(len(subject.images[0])))}
+                 "picture": {"shape": list(subject.images.shape[1:]),
+                             "pixels": base64.b64encode(subject.images[0].tobytes()).decode("ascii")}}
         return cls(subject, tape, about, lines, of_steps, [steps.of_value_on_page(value) for value in tape.values])
 
     def add_picture(self, title: str, png: bytes, caption: str = "") -> None:
@@ -138,10 +139,6 @@ class Report:
     def checked(self) -> int:
         """How many numbers were checked."""
         return sum(len(checks) for step in self.of_steps for checks in step["checks"].values())
-
-
-def _names_of_channels(count: int) -> list[str]:
-    return ["red", "green", "blue"] if count == 3 else [""] if count == 1 else [str(i) for i in range(count)]
 
 
 def _block(name: str, value: Any) -> str:

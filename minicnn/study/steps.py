@@ -73,8 +73,8 @@ def outline(step: Step) -> dict[str, Any]:
             "backward_ms": None if step.backward_seconds is None else 1e3 * step.backward_seconds}
 
 
-def of_step(step: Step, rng: np.random.Generator) -> dict[str, Any]:
-    """Everything that the page shows of a step by itself."""
+def of_step(step: Step, rng: np.random.Generator, share: float = 1.0) -> dict[str, Any]:
+    """Everything that the page shows of a step by itself.   share: of the numbers with which it is opened up, see `opened`."""
     asked = {name: value for name, value in step.inputs.items() if name in step.input_grads}
     return {
         "inputs": [{"argument": name, "value": v.number, "name": v.name, "kind": v.kind, "made_by": v.made_by,
@@ -86,7 +86,7 @@ def of_step(step: Step, rng: np.random.Generator) -> dict[str, Any]:
         "kept": _kept(step), "kept_bytes": step.kept_bytes,
         "shares": {name: _share(step.input_grads[name], value) for name, value in asked.items() if len(value.used_by) > 1},
         "checks": {name: _checked(step, name, rng) for name in asked},
-        "opened": opened(step)}
+        "opened": opened(step, share)}
 
 
 def _share(gradient: Host, value: Value) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _checked(step: Step, argument: str, rng: np.random.Generator) -> list[list[A
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 90 else text[:87] + "..."
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 # ---------------------------------------------------------------- the whole

@@ -154,7 +154,7 @@ function openInput(data) {
 
 // ------------------------------------------------------------ the gradient of a weight
 function openWeight(data) {
-  const x = numbers(data.x), dy = numbers(data.dy), dweight = numbers(data.dweight);
+  const x = numbers(data.x), dy = numbers(data.dy), dweight = numbers(data.dweight), shares = numbers(data.shares);
   const [kh, kw] = data.kernel, [p0, q0, rows, columns] = data.outputs, [r0, c0] = data.pixels, under = geometry(data);
   const node = make("div", {class: "view"});
   let f = 0, c = 0;
@@ -167,13 +167,15 @@ function openWeight(data) {
       const product = (p, q) => { const [r, s] = under(p0 + p, q0 + q, i, j); return dy.at(k, p, q) * x.at(data.channels[c], r - r0, s - c0); };
       const shown = grid({title: `output gradient times the pixel under tap (${i}, ${j}), at each output`, rows, columns, top: p0, left: q0, value: product});
       const sum = summed(Array.from({length: rows * columns}, (_, n) => product(Math.floor(n / columns), n % columns)));
-      const engine = dweight.at(f, c, i, j), whole = data.images === 1 && rows * columns === data.out[1] * data.out[2];
+      const ofImages = Array.from({length: data.images}, (_, n) => shares.at(n, f, c, i, j)), engine = dweight.at(f, c, i, j), total = summed(ofImages);
       of.mark({r: i, c: j, kind: "won"});
       place.replaceChildren(shown.node);
-      const rest = [rows * columns < data.out[1] * data.out[2] ? "other places" : "", data.images > 1 ? `the other ${data.images - 1} images` : ""].filter(Boolean).join(" and ");
-      detail.replaceChildren(make("p", {class: "sum"}, `${few(sum)} from these ${rows * columns} places of the first image`, whole ? "" : ` + ${few(engine - sum)} from ${rest}`,
-                                  whole ? "; the engine wrote " : " = ", make("strong", {}, few(engine, 6))));
-      node.dataset.sum = sum;
+      const terms = [`${few(sum)} from these ${rows * columns} places of the first image`,
+        rows * columns < data.out[1] * data.out[2] ? `${few(ofImages[0] - sum)} from its others` : "",
+        data.images > 1 ? `${ofImages.slice(1).map(share => few(share)).join(" + ")} from the other ${data.images > 2 ? `${data.images - 1} images` : "image"}` : ""];
+      detail.replaceChildren(make("p", {class: "sum"}, `${terms.filter(Boolean).join(" + ")} = `, make("strong", {}, few(total, 6)), `; the engine wrote ${few(engine, 6)}`));
+      node.dataset.part = sum;
+      node.dataset.sum = total;
       node.dataset.engine = engine;
     }
     node.replaceChildren(make("div", {class: "controls"}, choice("filter", data.filters, f, i => { f = i; draw(); }), choice("input channel", data.channels, c, i => { c = i; draw(); })),

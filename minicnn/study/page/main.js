@@ -35,6 +35,7 @@ function begin() {
   };
   const match = () => { if (other() !== undefined) go(other()); };
 
+  lookAtMath();
   element("title").textContent = document.title;
   element("slider").max = walk.length - 1;
   element("slider").addEventListener("input", event => go(Number(event.target.value)));

@@ -12,15 +12,28 @@ function drawOverview(index, go) {
     make("p", {}, "Every operation of one forward and one backward pass, as it ran. The list shows them in order; a branch is a lane of its own. Go on with the right arrow key, or choose a step. " +
                   "The times are those of this one recorded pass; a first call includes what is done once."),
     make("div", {class: "overview-grid"},
-      make("section", {}, make("h3", {}, "The image"), planes(about.picture, `${about.image}; labelled ${about.label}, ${about.said_by}`)),
+      make("section", {}, make("h3", {}, "The image"), photograph(about.picture, `${about.image}; labelled ${about.label}, ${about.said_by}`)),
       make("section", {}, make("h3", {}, "What the model says, at inference"), table(["class", "probability"], said, [1])),
       index.pictures.map(picture => make("section", {class: "given-picture"}, make("h3", {}, picture.title),
         make("img", {src: `data:image/png;base64,${picture.png}`, alt: picture.title}), picture.caption ? make("p", {class: "soft"}, picture.caption) : null)),
-      depthChart(index.depth), deadUnits(index.dead, go), slowest(steps, go))];
+      depthChart(index.depth), deadUnits(index.dead, about.batch, go), slowest(steps, go))];
+}
+
+/** An image as it is: grey, or in its colours. */
+function photograph({shape, pixels}, title) {
+  const [channels, rows, columns] = shape, bytes = bytesOf(pixels), canvas = make("canvas", {role: "img", "aria-label": title, width: columns, height: rows});
+  const context = canvas.getContext("2d"), image = context.createImageData(columns, rows), size = rows * columns;
+  for (let i = 0; i < size; i++) {
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = bytes[(channels === 3 ? c * size : 0) + i];
+    image.data[4 * i + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  canvas.style.width = `${columns * Math.max(1, Math.floor(224 / columns))}px`;
+  return make("figure", {}, canvas, make("figcaption", {}, title));
 }
 
 // ------------------------------------------------------------ the gradient along the depth
-const LINES = [["#0b5cad", ""], ["#c2410c", "7 4"], ["#1a7f37", "2 4"], ["#8250df", "10 3 2 3"]];
+const DASHES = ["", "7 4", "2 4", "10 3 2 3"];           // beside the colours, which page.css has
 
 function depthChart({layers, lines}) {
   const width = 560, height = 260, left = 52, bottom = 34, n = Math.max(...lines.map(line => line.norms.length));
@@ -36,12 +49,12 @@ function depthChart({layers, lines}) {
   logs.forEach((line, i) => {
     let path = "", pen = false;
     line.forEach((v, j) => { if (Number.isFinite(v)) { path += `${pen ? "L" : "M"} ${x(j).toFixed(1)} ${y(v).toFixed(1)} `; pen = true; } else pen = false; });
-    svg.append(drawn("path", {d: path, stroke: LINES[i % 4][0], "stroke-dasharray": LINES[i % 4][1]}));
+    svg.append(drawn("path", {d: path, class: `line-${i % 4}`, "stroke-dasharray": DASHES[i % 4]}));
   });
   svg.append(drawn("text", {x: left, y: height - 6}, `${layers[0]} (at the image)`), drawn("text", {x: width - 12, y: height - 6, "text-anchor": "end"}, `${layers.at(-1)} (at the loss)`));
-  const named = line => `${line.residual ? "with" : "without"} residual paths, ${line.batch_norm ? "with" : "without"} batch norm${line.given ? " (the model itself)" : ""}`;
+  const named = line => `${line.residual ? "with" : "without"} residual paths, ${line.batch_norm ? "with" : "without"} batch norm${line.given ? " (as this model is built)" : ""}`;
   const legend = make("ul", {class: "legend"}, lines.map((line, i) => make("li", {},
-    drawn("svg", {viewBox: "0 0 26 10"}, drawn("line", {x1: 0, x2: 26, y1: 5, y2: 5, stroke: LINES[i % 4][0], "stroke-width": 2.5, "stroke-dasharray": LINES[i % 4][1]})), named(line))));
+    drawn("svg", {viewBox: "0 0 26 10"}, drawn("line", {x1: 0, x2: 26, y1: 5, y2: 5, class: `line-${i % 4}`, "stroke-width": 2.5, "stroke-dasharray": DASHES[i % 4]})), named(line))));
   const said = lines.map(line => {
     const first = line.norms[0], last = line.norms.at(-1), times = last / first;
     if (!line.norms.every(v => Number.isFinite(v)) || line.norms.some(v => v === null)) return [named(line), few(line.loss), few(first, 3), few(last, 3), "left the range of its numbers"];
@@ -53,10 +66,11 @@ function depthChart({layers, lines}) {
     svg, legend, table(["", "loss", "first layer", "last layer", "the gradient is"], said, [1, 2, 3]));
 }
 
-function deadUnits(dead, go) {
+function deadUnits(dead, batch, go) {
   if (!dead.length) return null;
   return make("section", {}, make("h3", {}, "Zeros behind each ReLU"),
-    make("p", {class: "soft"}, "The share of numbers that are 0, and how many channels are 0 everywhere in the batch: dead for it, no gradient passes."),
+    make("p", {class: "soft"}, "The share of numbers that are 0, and how many channels (behind a fully connected layer: units) are 0 everywhere in the batch: dead for it, no gradient passes." +
+      (batch === 1 ? " Of one image alone, which says little of others." : "")),
     make("div", {class: "bars"}, dead.flatMap(relu => [make("button", {type: "button", onclick: () => go(relu.step)}, relu.path || "relu"),
       make("div", {class: "bar"}, make("i", {class: "zero", style: `width:${100 * relu.zeros}%`})), make("span", {}, `${few(100 * relu.zeros, 2)} %; ${relu.dead} of ${relu.units} dead`)])));
 }

@@ -63,6 +63,7 @@ function planes(picture, title) {
 
 /** How the numbers are spread. */
 function histogram(data, back = false) {
+  if (data.count === 1 && data.finite) return make("p", {class: "number"}, few(data.mean, 7));
   if (!data.finite) return make("p", {class: "bad"}, `none of the ${count(data.count)} numbers is finite`);
   const width = 260, height = 64, top = Math.max(...data.bins), step = width / data.bins.length;
   const svg = drawn("svg", {viewBox: `0 0 ${width} ${height + 16}`, width, height: height + 16, class: `histogram${back ? " back" : ""}`, role: "img",

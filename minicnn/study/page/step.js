@@ -23,6 +23,16 @@ function code(source) {
   return make("div", {}, make("h4", {}, where), make("pre", {tabindex: "0", "aria-label": `source of ${source.name}`}, lines));
 }
 
+/** Without a font that is made for mathematics a browser sets a subscript on the line; then page.css lowers it. */
+function lookAtMath() {
+  const probe = make("div", {style: "position:absolute;visibility:hidden"});
+  probe.innerHTML = "<math><msub><mi>x</mi><mi>x</mi></msub></math>";
+  document.body.append(probe);
+  const [base, sub] = [...probe.querySelectorAll("mi")].map(letter => letter.getBoundingClientRect().bottom);
+  document.body.classList.toggle("subscripts-on-the-line", sub - base < 1.5);
+  probe.remove();
+}
+
 /** MathML that formulas.py made of its own table: the one thing that is put in as markup. */
 function equation(mathml) {
   const place = make("div", {class: "equation", tabindex: "0"});
@@ -106,10 +116,12 @@ function checks(step) {
 }
 
 function checkTable(name, rows) {
+  const cells = ([, recorded, , numeric, step, error, , kink]) =>
+    [few(recorded, 7), kink ? `${few(kink[0], 3)} | ${few(kink[1], 3)}` : few(numeric, 7), few(step, 2), kink ? "\u2014" : few(error, 2)];
   const chosen = make("div", {class: "chosen", "aria-live": "polite"});
   const verdict = check => !check[6] ? make("span", {class: "bad"}, check[7] ? "kink, and outside of the slopes" : "differs") : check[7] ? "kink" : make("span", {class: "good"}, "agrees");
   const lines = rows.map((check, i) => make("tr", {tabindex: i ? "-1" : "0", "aria-selected": "false", onclick: () => pick(i), onfocus: () => pick(i)},
-    make("td", {}, `[${check[0].join(", ")}]`), ...[check[1], check[3], check[4], check[5]].map((x, n) => make("td", {class: "number"}, n < 2 ? few(x, 7) : few(x, 2))), make("td", {}, verdict(check))));
+    make("td", {}, `[${check[0].join(", ")}]`), cells(check).map(text => make("td", {class: "number"}, text)), make("td", {}, verdict(check))));
   function pick(i) {
     const [at, recorded, backward, numeric, step, error, right, kink] = rows[i];
     lines.forEach((line, j) => { line.setAttribute("aria-selected", String(i === j)); line.tabIndex = i === j ? 0 : -1; });
