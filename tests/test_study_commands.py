@@ -7,23 +7,27 @@ import re
 import numpy as np
 import pytest
 import test_cli
+import test_train
 from PIL import Image
 
 import minicnn as mc
 from minicnn import models, train
 from minicnn.study import compare, grad_cam, saliency
 
-here, minicnn, trained = test_cli.here, test_cli.minicnn, test_cli.trained      # fixtures
+here, minicnn = test_cli.here, test_cli.minicnn         # fixtures
 
 PICTURES = {"image.png", "saliency.png", "grad_cam.png", "receptive_field.png"}
 
 
-@pytest.fixture
-def run(trained):
-    """The folder of a trained run, and a digit that it has not seen as a file."""
-    _, held_out = mc.data.digits()
-    Image.fromarray(held_out.images[0, 0]).save(trained / "digit.png")
-    return trained / "runs" / "digits-tiny-1", trained / "digit.png"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run that has seen the digits once, and a digit that it has not seen, as a file."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._BUILDERS, "tiny", test_train.tiny)
+        train.begin(model="tiny", epochs=1, batch_size=128, out=folder / "digits-tiny-1").fit()
+    Image.fromarray(mc.data.digits()[1].images[0, 0]).save(folder / "digit.png")
+    return folder / "digits-tiny-1", folder / "digit.png"
 
 
 # ---------------------------------------------------------------- attribute
