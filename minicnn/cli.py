@@ -371,8 +371,11 @@ class Parser(argparse.ArgumentParser):
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser, commands = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if " ".join(words[:2]) in commands:         # a command of two words, such as `study compare`
-        words[:2] = [" ".join(words[:2])]
+    two, of_two = " ".join(words[:2]), [name for name in commands if " " in name]          # such as `study compare`
+    if two in of_two:
+        words[:2] = [two]
+    elif close := difflib.get_close_matches(two, of_two, 1, cutoff=0.85):
+        raise UsageError(f"no command {two!r}; did you mean `minicnn {close[0]}`?")
     options, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[options.name]

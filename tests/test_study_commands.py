@@ -168,6 +168,14 @@ def test_compare_says_what_is_wrong(minicnn, here, arguments, message):
     assert not (here / "studies").exists()
 
 
+def test_a_slip_in_a_command_of_two_words(minicnn):
+    status, out, err = minicnn("study", "atribute", "digit.png")
+    assert (status, out) == (2, "")
+    assert err == "minicnn: error: no command 'study atribute'; did you mean `minicnn study attribute`?\n"
+    status, _, err = minicnn("study", "resnt20")
+    assert status == 1 and "did you mean 'resnet20'?" in err
+
+
 def test_a_share_of_a_set():
     from minicnn.study.commands import FEW_IMAGES, share_of
     sets = mc.data.digits()

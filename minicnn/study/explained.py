@@ -26,13 +26,14 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """An image (C, H, W) uint8; dy_c/dx of it; its saliency (H, W); Grad-CAM; the receptive field of the same layer, by geometry
-    and, at a position, measured (H, W)."""
+    """An image (C, H, W) uint8; dy_c/dx of it; its saliency (H, W); Grad-CAM; the kind of the layer that this was taken of; its
+    receptive field, by geometry and, at a position, measured (H, W)."""
 
     image: Array
     gradient: Array
     saliency: Array
     cam: Cam
+    kind: str
     field: Field
     position: Pair
     effective: Array
@@ -47,6 +48,7 @@ class Explained:
         height, width = (side.stop - side.start for side in self.box)
         nothing = "" if self.cam.heat.max() > 0 else ", all of it 0: nothing that this layer found speaks for the class"
         by_geometry = f"{' x '.join(map(str, self.field.size))} pixels by geometry, {height} x {width} in the image (the frame)"
+        layer, numbers = f"{self.kind} {self.cam.layer}", " x ".join(map(str, self.cam.heat.shape))
         salient = f"{half_of(self.saliency)} of {self.saliency.size} pixels"
         return {
             "saliency": Picture(
@@ -54,11 +56,10 @@ class Explained:
                 f"|d score / d pixel| of the class {class_name}; half of it lies in {salient}"),
             "grad_cam": Picture(
                 "Grad-CAM", heatmaps.enlarged(heatmaps.overlay(self.image, self.cam.enlarged(self.saliency.shape))),
-                f"what {self.cam.layer} holds for the class {class_name}: {' x '.join(map(str, self.cam.heat.shape))} numbers, "
-                f"enlarged{nothing}"),
+                f"what {layer} holds for the class {class_name}: {numbers} numbers, enlarged{nothing}"),
             "receptive_field": Picture(
                 "Receptive field", heatmaps.framed(heatmaps.overlay(self.image, self.effective), self.box),
-                f"of {self.cam.layer} at {self.position}: {by_geometry}; measured by backward passes, half of it lies in "
+                f"of {layer} at {self.position}: {by_geometry}; measured by backward passes, half of it lies in "
                 f"{half_of(self.effective)}")}
 
 
@@ -71,12 +72,13 @@ def explain(model: Sequential, normalize: Normalize, image: Array, target: int |
     """
     x = normalize(image, model.dtype or np.float32)
     cam = grad_cam(model, x, target, layer)
-    shape = layer_at(model, cam.layer).out_shape
-    assert shape is not None and len(shape) == 3
-    at = place(shape, position)
+    looked_at = layer_at(model, cam.layer)
+    assert looked_at.out_shape is not None
+    at = place(looked_at.out_shape, position)
     assert len(at) == 2
     gradient = input_gradient(model, x, cam.target)
-    return Explained(image, gradient, np.abs(gradient).max(axis=0), cam, receptive_fields(model)[cam.layer], at,
+    return Explained(image, gradient, np.abs(gradient).max(axis=0), cam, type(looked_at).__name__,
+                     receptive_fields(model)[cam.layer], at,
                      effective_receptive_field(model, x[None], cam.layer, at, draws=draws))
 
 
