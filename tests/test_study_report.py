@@ -83,11 +83,9 @@ def test_what_is_kept_is_said_with_its_reason(report):
     assert [(row["name"], row["shared"]) for row in report.of_steps[relu]["kept"]] == [("y", "the output itself")]
 
 
-def test_the_model_is_left_as_it_was():
-    it = subject()
-    before = it.model.state_dict()
-    Report.of(it, training=True)
-    assert all(np.array_equal(v, before[k]) for k, v in it.model.state_dict().items())
+def test_the_model_is_left_as_it_was(report):
+    before = model().state_dict()
+    assert all(np.array_equal(v, before[k]) for k, v in report.subject.model.state_dict().items())
 
 
 def test_a_place_for_pictures(report):
