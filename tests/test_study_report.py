@@ -127,6 +127,7 @@ def test_pictures_keep_their_scale():
     assert small[0, -1, -1] == pytest.approx(large[0, 129:, 99:].mean())      # a block over the edge
     counts = pictures.histogram(np.array([0.0, 1, 1, np.nan]))
     assert counts["finite"] == 3 and sum(counts["bins"]) == 3 and counts["zeros"] == pytest.approx(1 / 3)
+    assert counts["std"] == pytest.approx(np.std([0, 1, 1])) and counts["norm"] == pytest.approx(2 ** 0.5)
 
 
 def test_without_residual_paths_and_without_norms():

@@ -61,7 +61,7 @@ def check(step: Step, argument: str, rng: np.random.Generator, count: int = SAMP
 def _drawn(gradient: Host, rng: np.random.Generator, count: int, among: Callable[[Index], bool] | None) -> list[Index]:
     if gradient.size <= count:
         return [tuple(map(int, index)) for index in np.ndindex(gradient.shape)]
-    largest = int(np.argmax(np.abs(gradient)))
+    largest = max(int(gradient.argmax()), int(gradient.argmin()), key=lambda i: abs(float(gradient.flat[i])))
     drawn = [largest, *map(int, rng.integers(gradient.size, size=40 * count)), *range(count)]
     indices = [tuple(int(n) for n in np.unravel_index(i, gradient.shape)) for i in dict.fromkeys(drawn)]
     shown = [] if among is None else [index for index in indices if among(index)][:count // 2]

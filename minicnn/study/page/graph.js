@@ -26,7 +26,7 @@ class Graph {
       return dot;
     });
     const pad = `padding-left:${x(width) + 8}px`;
-    this.buttons = steps.map((step, i) => make("button", {type: "button", style: pad, tabindex: "-1", onclick: () => go(i)},
+    this.buttons = steps.map((step, i) => make("button", {type: "button", style: pad, tabindex: "-1", title: `${step.op} ${step.path}`, onclick: () => go(i)},
       make("span", {class: lanes[i] ? "op branch" : "op"}, step.op), make("span", {class: "path"}, step.path)));
     const start = make("li", {}, make("button", {type: "button", style: pad, tabindex: "-1", onclick: () => go(-1)}, make("span", {class: "op"}, "input")));
     place.append(make("ol", {}, start, this.buttons.map(button => make("li", {}, button))));
