@@ -126,11 +126,12 @@ function openNorm(data) {
     ];
     const names = ["1: the gradient, scaled", "2: less its mean", "3: less what moves the variance"];
     const detail = make("div");
-    const plane = (title, value, pick = null) => grid({title, rows, columns, value, pick});
+    const places = Array.from({length: rows * columns}, (_, n) => [Math.floor(n / columns), n % columns]);
+    const end = Math.max(...places.flatMap(([r, s]) => [dx.at(c, r, s), ...terms.map(term => term(r, s))]).map(Math.abs));
     const shown = [
-      plane("gradient of the input: choose a number", (r, s) => dx.at(c, r, s), chosen),
-      ...terms.map((term, i) => plane(names[i], term)),
-      plane("x hat", hat),
+      grid({title: "gradient of the input: choose a number", rows, columns, value: (r, s) => dx.at(c, r, s), pick: chosen, end}),
+      ...terms.map((value, i) => grid({title: names[i], rows, columns, value, end})), // on one scale with their sum
+      grid({title: "x hat", rows, columns, value: hat}),
     ];
     function chosen(r, s) {
       shown.forEach(one => one.mark({r, c: s}));

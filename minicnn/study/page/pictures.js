@@ -120,9 +120,10 @@ function histogram(data, back = false) {
 
 /**
  * A plane of exact numbers of which one can be chosen, by pointer or by arrow keys.
- * at: {rows, columns, top, left}: where it lies in the whole image.   value(r, c), usable(r, c): by place in the plane.
+ * top, left: where it lies in the whole image.   value(r, c), usable(r, c): by place in the plane.
+ * end: of the scale, to either side; by default as far as its numbers go.
  */
-function grid({title, rows, columns, top = 0, left = 0, value, usable = () => true, pick = null}) {
+function grid({title, rows, columns, top = 0, left = 0, value, usable = () => true, pick = null, end = null}) {
   const cell = Math.max(4, Math.min(24, Math.floor(250 / Math.max(rows, columns))));
   const canvas = make("canvas", {width: columns * cell, height: rows * cell, "data-rows": rows, "data-columns": columns});
   let high = 0,
@@ -136,7 +137,8 @@ function grid({title, rows, columns, top = 0, left = 0, value, usable = () => tr
         if (x < 0) low = -1;
       }
     }
-  low = low < 0 ? -high : 0;
+  high = end ?? high;
+  low = low < 0 || end !== null ? -high : 0;
   const node = make("div", {class: pick ? "grid" : "grid still"}, make("p", {}, title), canvas, scale(low, high));
   const chosen = {r: rows >> 1, c: columns >> 1};
 
