@@ -195,7 +195,7 @@ CLICK_EVERY_NUMBER = """
     return found;"""
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
 def test_every_sum_of_an_opened_convolution_is_what_the_engine_wrote(page, report, which):
     """One with padding, one with groups, one with stride, dilation and an oblong filter; each output, input pixel and weight."""
     step = [s for s in report.tape.steps if s.op == "conv2d"][which]
@@ -289,7 +289,7 @@ def test_a_kink_says_so(page, report):
 
 
 # ---------------------------------------------------------------- any screen, and no mouse
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_phone_in_light_and_dark(page, file, report, dark):
     look(page, file, width=390, dark=dark)
     for place in ["overview", *(f"forward-{step_of(report, op)}" for op in ("conv2d", "normalize", "max_of_windows", "linear"))]:

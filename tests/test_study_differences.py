@@ -141,6 +141,18 @@ def test_a_kink_close_by_is_told_from_a_wrong_gradient(apart):
     assert not any(s.right and s.kink is None for s in checked(step, "x") if s.recorded)
 
 
+@pytest.mark.parametrize("apart", [1e-10, 3e-9, 5e-9, 2e-8, 1e-7])
+def test_on_one_kink_and_near_another(apart):
+    """A pixel that is equal to one neighbour, and nearly equal to another: no step shows one corner alone."""
+    x = np.array([[[[0.5, -9.0, -9.0], [-9.0, 0.5, -9.0], [-9.0, -9.0, 0.5 - apart]]]])
+    step, = recorded(lambda x: mc.ops.max_pool2d(x, 2, 1), x).steps
+    middle = next(s for s in checked(step, "x") if s.at == (0, 0, 1, 1))
+    assert middle.right and middle.kink is not None
+    step.operation = mc.op(lambda x, windows: mc.ops.max_of_windows.forward(x, windows))
+    step.operation.backward("x")(lambda dy, x, y, windows: 3.0 * mc.ops.max_of_windows.composed[0].function(dy, x, y, windows))
+    assert not next(s for s in checked(step, "x") if s.at == (0, 0, 1, 1)).right
+
+
 def test_float32_is_compared_with_float64():
     x, w = normal(1, 2, 5, 5).astype(np.float32), normal(3, 2, 3, 3).astype(np.float32)
     with mc.study.record() as tape:

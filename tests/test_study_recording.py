@@ -1,6 +1,8 @@
 """The recording of a pass: every step, every gradient, layers and their hooks, as plain data; and nothing where nobody records."""
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -159,6 +161,11 @@ def test_second_order_is_recorded_too():
         g.sum().backward()
     assert x.grad.numpy() == pytest.approx([12.0])
     assert [s.op for s in tape.steps[:3]] == ["mul", "mul", "sum"] and len(tape) > 5         # the backwards are steps themselves
+
+
+def test_nobody_waits_for_it_who_does_not_ask():
+    code = "import sys, minicnn; assert 'minicnn.study' not in sys.modules; print(minicnn.study.record.__name__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "record\n"
 
 
 def test_json_is_json_whatever_is_in_it():

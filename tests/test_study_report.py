@@ -83,11 +83,9 @@ def test_what_is_kept_is_said_with_its_reason(report):
     assert [(row["name"], row["shared"]) for row in report.of_steps[relu]["kept"]] == [("y", "the output itself")]
 
 
-def test_the_model_is_left_as_it_was():
-    it = subject()
-    before = it.model.state_dict()
-    Report.of(it, training=True)
-    assert all(np.array_equal(v, before[k]) for k, v in it.model.state_dict().items())
+def test_the_model_is_left_as_it_was(report):
+    before = model().state_dict()
+    assert all(np.array_equal(v, before[k]) for k, v in report.subject.model.state_dict().items())
 
 
 def test_a_place_for_pictures(report):
@@ -129,6 +127,7 @@ def test_pictures_keep_their_scale():
     assert small[0, -1, -1] == pytest.approx(large[0, 129:, 99:].mean())      # a block over the edge
     counts = pictures.histogram(np.array([0.0, 1, 1, np.nan]))
     assert counts["finite"] == 3 and sum(counts["bins"]) == 3 and counts["zeros"] == pytest.approx(1 / 3)
+    assert counts["std"] == pytest.approx(np.std([0, 1, 1])) and counts["norm"] == pytest.approx(2 ** 0.5)
 
 
 def test_without_residual_paths_and_without_norms():

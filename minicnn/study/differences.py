@@ -17,7 +17,7 @@ import numpy as np
 
 from minicnn.autograd import Op, Tensor, grad
 from minicnn.study.tape import Host, Step
-from minicnn.testing.differences import Comparison, bounds, shortest_for
+from minicnn.testing.differences import Comparison, Slopes, bounds, shortest_for
 from minicnn.testing.function import typical
 
 SAMPLES = 32
@@ -61,7 +61,7 @@ def check(step: Step, argument: str, rng: np.random.Generator, count: int = SAMP
 def _drawn(gradient: Host, rng: np.random.Generator, count: int, among: Callable[[Index], bool] | None) -> list[Index]:
     if gradient.size <= count:
         return [tuple(map(int, index)) for index in np.ndindex(gradient.shape)]
-    largest = int(np.argmax(np.abs(gradient)))
+    largest = max(int(gradient.argmax()), int(gradient.argmin()), key=lambda i: abs(float(gradient.flat[i])))
     drawn = [largest, *map(int, rng.integers(gradient.size, size=40 * count)), *range(count)]
     indices = [tuple(int(n) for n in np.unravel_index(i, gradient.shape)) for i in dict.fromkeys(drawn)]
     shown = [] if among is None else [index for index in indices if among(index)][:count // 2]
@@ -75,17 +75,21 @@ def _sample(step: Step, argument: str, index: Index, whole: dict[str, Any], scal
     forward, backward = _functions(step.operation, argument, part)
     name, _, position = argument.partition("[")
     point = part.arguments[name][int(position[:-1])] if position else part.arguments[name]
+    x = abs(float(point[part.at]))
     comparison = Comparison(forward, [point], part.dy.ravel(), backward, rng, eps=1e-6, rtol=1e-5, atol=1e-7)
     direction = np.zeros(point.shape)
     direction[part.at] = scale
-    finding = comparison.judge({0: direction}, shortest_for(abs(float(point[part.at])), scale))
-    slopes, right, kink = finding.slopes, finding.right, None
-    if not right and not finding.kink:          # a kink may lie so near that only a shorter step stays on this side of it
-        closer = [comparison.walk({0: direction}, 10.0 ** -k) for k in range(8, 12)]
-        slopes = next((shorter for shorter in closer if comparison.agrees(shorter)), slopes)
-        right = comparison.agrees(slopes)
+    finding = comparison.judge({0: direction}, shortest_for(x, scale))
+    slopes, right, at_kink = finding.slopes, finding.right, finding.kink
+    if not right and not at_kink:               # a kink may lie so near that only a shorter step stays on this side of it
+        steps = [1e-8, 1e-9, 1e-10, 1e-11, 1e-9 * x / scale]        # the last: no other number of float32 is as near as that
+        closer = [comparison.walk({0: direction}, step) for step in steps if step]
+        slopes = next((shorter for shorter in closer if _same(shorter)), closer[-1])
+        right = _same(slopes)
+        at_kink = not right and slopes.corner > 1e-3 * slopes.size      # it sits on one, and another is near
+    kink = None
     analytic, numeric = slopes.analytic / scale, slopes.numeric / scale
-    if finding.kink:
+    if at_kink:
         kink = float(slopes.back.sum() / scale), float(slopes.ahead.sum() / scale)
         lower, upper = bounds(slopes)
         slack = 1e-5 * max(abs(lower), abs(upper))
@@ -93,6 +97,12 @@ def _sample(step: Step, argument: str, index: Index, whole: dict[str, Any], scal
     largest = max(abs(analytic), abs(numeric))
     return Sample(index, float(step.input_grads[argument][index]), analytic, numeric, slopes.step * scale,
                   abs(analytic - numeric) / largest if largest else 0.0, bool(right), kink)
+
+
+def _same(slopes: Slopes) -> bool:
+    """Whether a very short step confirms the gradient: up to what rounding does to the outputs that move."""
+    apart = abs(slopes.analytic - slopes.numeric)
+    return bool(apart <= 1e-5 * max(abs(slopes.analytic), abs(slopes.numeric)) + 1e-6 * slopes.size)
 
 
 def _functions(operation: Op, argument: str, part: Part) -> tuple[Callable[..., Host], Callable[..., list[Host]]]:

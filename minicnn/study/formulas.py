@@ -67,7 +67,7 @@ FORMULAS: dict[str, Formula] = {
     "relu": Formula("What is negative becomes 0.", r"y = \max(x, 0)", {"x": r"\bar x = g\,[y > 0]"}, _RELU_WHY),
     "add_relu": Formula("The sum of two arrays; what is negative becomes 0.", r"y = \max(a + b,\; 0)",
                         {"a": r"\bar a = g\,[y > 0]", "b": r"\bar b = g\,[y > 0]"}, _RELU_WHY),
-    "add": Formula("The sum. Its gradient goes to both sides unchanged: this is why a shortcut carries it so far.", r"y = a + b",
+    "add": Formula("The sum. Its gradient goes to both sides unchanged.", r"y = a + b",
                    {"a": r"\bar a = g", "b": r"\bar b = g"}, {}),
     "sub": Formula("The difference.", r"y = a - b", {"a": r"\bar a = g", "b": r"\bar b = -g"}, {}),
     "mul": Formula("The product.", r"y = a\, b", {"a": r"\bar a = g\, b", "b": r"\bar b = g\, a"},

@@ -84,14 +84,17 @@ def _folded(row: Host) -> Host:
 
 def histogram(array: Host) -> dict[str, Any]:
     """How many numbers lie in each of evenly wide bins, and what they are like as a whole."""
-    numbers = array.astype(np.float64).ravel()
-    finite = numbers[np.isfinite(numbers)]
+    numbers = array.ravel()
+    usable = np.isfinite(numbers)
+    finite = numbers if usable.all() else numbers[usable]
     if not finite.size:
         return {"count": int(numbers.size), "finite": 0}
     low, high = float(finite.min()), float(finite.max())
+    mean = float(finite.mean(dtype=np.float64))
+    squares = float(np.einsum("i,i->", finite, finite, dtype=np.float64))          # without a copy of what may be large
     counts, _ = np.histogram(finite, BINS, (low, high) if high > low else (low - 0.5, low + 0.5))
-    return {"count": int(numbers.size), "finite": int(finite.size), "low": low, "high": high, "mean": float(finite.mean()),
-            "std": float(finite.std()), "zeros": float((finite == 0).mean()), "norm": float(np.linalg.norm(finite)),
+    return {"count": int(numbers.size), "finite": int(finite.size), "low": low, "high": high, "mean": mean, "norm": squares ** 0.5,
+            "std": max(0.0, squares / finite.size - mean * mean) ** 0.5, "zeros": float((finite == 0).mean()),
             "bins": counts.tolist()}
 
 

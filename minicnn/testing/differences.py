@@ -171,7 +171,7 @@ class Comparison:
             shorter = [self.walk(direction, self.eps * 10.0 ** k) for k in range(-len(around), shortest - 1, -1)]
             ladder = [*longer, *around, *shorter]
         best, doubt = self._most_trustworthy(ladder)
-        if self.agrees(best):
+        if self._agrees(best, self._rounding(best)):
             return self._right(best)
         if _vanishing(around) and abs(first.analytic) <= abs(around[-1].numeric):
             return Finding(True, around[-1])
@@ -206,10 +206,6 @@ class Comparison:
         if apart:
             self.worst = max(self.worst, apart / max(abs(slopes.analytic), abs(slopes.numeric), self._unit(slopes)))
         return Finding(True, slopes)
-
-    def agrees(self, slopes: Slopes) -> bool:
-        """Whether the gradient is the slope that this step showed, up to what rounding can do to it."""
-        return self._agrees(slopes, self._rounding(slopes))
 
     def _agrees(self, slopes: Slopes, slack: float = 0.0) -> bool:
         return abs(slopes.analytic - slopes.numeric) <= self._tolerance(slopes) + slack

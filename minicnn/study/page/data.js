@@ -21,8 +21,10 @@ function bytesOf(base64) {
 /** {shape, floats} -> {shape, at(i, j, ...)}: numbers that can be looked up; null stays null. */
 function numbers(packed) {
   if (!packed) return null;
-  if (!packed.array) {                          // decoded once
-    const bytes = bytesOf(packed.floats), view = new DataView(bytes.buffer);
+  if (!packed.array) {
+    // decoded once
+    const bytes = bytesOf(packed.floats),
+      view = new DataView(bytes.buffer);
     packed.array = Float32Array.from({length: bytes.length / 4}, (_, i) => view.getFloat32(4 * i, true));
   }
   const {shape, array} = packed;
@@ -40,7 +42,7 @@ function few(x, digits = 4) {
 }
 
 const count = n => n.toLocaleString("en").replaceAll(",", "\u202f");
-const by = shape => shape.length ? shape.join(" \u00d7 ") : "one number";
+const by = shape => (shape.length ? shape.join(" \u00d7 ") : "one number");
 
 function inBytes(n) {
   if (n < 1000) return `${n} bytes`;
@@ -71,22 +73,48 @@ function drawn(tag, attributes = {}, ...children) {
 
 /** A <select> that calls back with the chosen index. */
 function choice(label, names, chosen, then) {
-  const select = make("select", {onchange: () => then(select.selectedIndex)}, names.map(name => make("option", {}, String(name))));
+  const select = make(
+    "select",
+    {onchange: () => then(select.selectedIndex)},
+    names.map(name => make("option", {}, String(name))),
+  );
   select.selectedIndex = chosen;
   return make("label", {}, `${label} `, select);
 }
 
 /** Buttons of which one is pressed. */
 function tabs(names, chosen, then) {
-  const buttons = names.map((name, i) => make("button", {type: "button", "aria-pressed": String(i === chosen), onclick: () => {
-    buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
-    then(i);
-  }}, name));
+  const buttons = names.map((name, i) =>
+    make(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(i === chosen),
+        onclick: () => {
+          buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
+          then(i);
+        },
+      },
+      name,
+    ),
+  );
   return make("div", {class: "controls", role: "group"}, buttons);
 }
 
 function table(head, rows, numeric = []) {
   const cells = (tag, row) => row.map((cell, i) => make(tag, numeric.includes(i) ? {class: "number"} : {}, cell));
-  return make("div", {class: "scroll"}, make("table", {}, make("thead", {}, make("tr", {}, cells("th", head))),
-                                             make("tbody", {}, rows.map(row => make("tr", {}, cells("td", row))))));
+  return make(
+    "div",
+    {class: "scroll"},
+    make(
+      "table",
+      {},
+      make("thead", {}, make("tr", {}, cells("th", head))),
+      make(
+        "tbody",
+        {},
+        rows.map(row => make("tr", {}, cells("td", row))),
+      ),
+    ),
+  );
 }
