@@ -96,6 +96,12 @@ def is_array(value: object) -> bool:
     return _owner(value) is not None
 
 
+def compiles_cuda(value: object) -> bool:
+    """Whether `value` is an array of a library that compiles and runs CUDA sources, as CuPy does (`RawModule`)."""
+    owner = _owner(value)
+    return owner is not None and hasattr(owner.module, "RawModule")
+
+
 def _known_owner(array: object) -> _Library:
     owner = _owner(array)
     if owner is None:
@@ -130,6 +136,12 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     return array.get()  # type: ignore[no-any-return]
 
 
+def library_of(device: str) -> Any:
+    """The array library of a device that works: NumPy, CuPy, or what was adopted. Raises as `resolve_device` does."""
+    wanted = resolve_device(device)
+    return importlib.import_module("cupy") if wanted == "cuda" else _libraries[wanted].module
+
+
 def to_device(array: Array, device: str) -> Array:
     """The array on `device` ("cpu", "cuda", "auto" or an adopted name): itself if it is there already, else a copy.
 
@@ -139,8 +151,7 @@ def to_device(array: Array, device: str) -> Array:
     current, wanted = device_of(array), resolve_device(device)
     if current == wanted:
         return array
-    library = importlib.import_module("cupy") if wanted == "cuda" else _libraries[wanted].module
-    return library.asarray(to_numpy(array))
+    return library_of(wanted).asarray(to_numpy(array))
 
 
 def resolve_device(device: str) -> str:
