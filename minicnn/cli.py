@@ -601,7 +601,7 @@ def _add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--depths", type=_counts, metavar="N,N", help="6 n + 2: 20, 32, 44, 56, 110, ...; 20,56")
     add("--epochs", type=_count, metavar="N", help="times that every image is seen; 12")
     add("--images", type=_count, metavar="N", help="to train on, and half as many to hold out; of the digits all, else 2000")
-    add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 64, else 128")
+    add("--batch-size", type=_count, metavar="N", help="images a step; 64")
     add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
     add("--threads", type=_count, metavar="N", help="of the matrix products")
     add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
