@@ -96,10 +96,10 @@ def _finite(value: Any) -> Any:
 
 
 def default_config(source: str, epochs: int | None = None, **changes: Any) -> train.Config:
-    """The recipe: the paper's learning rate, momentum and weight decay; no label smoothing, so that losses can be compared."""
+    """The recipe: the paper's weight decay, its learning rate and momentum, which are Config's own, and no label smoothing."""
     known = train.default_training(source, (0, 32, 32))
     augmentation: dict[str, Any] = {name: known[name] for name in ("shift", "flip") if name in known}
-    chosen = {"epochs": 12, "batch_size": 64, "weight_decay": 1e-4, **augmentation, **changes}      # lr 0.1, momentum 0.9: Config's own
+    chosen = {"epochs": 12, "batch_size": 64, "weight_decay": 1e-4, **augmentation, **changes}
     return train.Config(**chosen if epochs is None else {**chosen, "epochs": epochs})
 
 
