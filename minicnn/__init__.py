@@ -13,6 +13,7 @@ from minicnn import initialization, layers, models, ops, optim
 from minicnn.autograd import Op, Tensor, grad, no_grad, op
 from minicnn.kernels.algorithms import algorithm
 from minicnn.kernels.im2col import col2im, im2col
+from minicnn.kernels.precision import get_precision, set_precision
 from minicnn.threads import get_num_threads, set_num_threads
 from minicnn.weights import load, save
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Op", "Tensor", "algorithm", "col2im", "data", "get_num_threads", "grad", "im2col", "initialization", "layers", "load",
-    "models", "no_grad", "op", "ops", "optim", "save", "set_num_threads", "testing",
+    "Op", "Tensor", "algorithm", "col2im", "data", "get_num_threads", "get_precision", "grad", "im2col", "initialization", "layers",
+    "load", "models", "no_grad", "op", "ops", "optim", "save", "set_num_threads", "set_precision", "testing",
 ]
 
 

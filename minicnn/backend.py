@@ -96,6 +96,12 @@ def is_array(value: object) -> bool:
     return _owner(value) is not None
 
 
+def compiles_cuda(value: object) -> bool:
+    """Whether `value` is an array of a library that compiles and runs CUDA sources, as CuPy does (`RawModule`)."""
+    owner = _owner(value)
+    return owner is not None and hasattr(owner.module, "RawModule")
+
+
 def _known_owner(array: object) -> _Library:
     owner = _owner(array)
     if owner is None:

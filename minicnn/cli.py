@@ -25,11 +25,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 import minicnn
-from minicnn import backend, data, models, train
+from minicnn import backend, data, export, models, train
 from minicnn.testing import table
 
 LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
-EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "latex2mathml")
+EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "onnx", "latex2mathml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,19 +202,8 @@ def _normalize(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) ->
     return data.Normalize(mean, std) if mean is not None and std is not None else None
 
 
-def _predict(images: list[str], run: str | None = None, weights: str | None = None, model: str | None = None,
-             classes: str | None = None, in_shape: tuple[int, ...] | None = None, mean: tuple[float, ...] | None = None,
-             std: tuple[float, ...] | None = None, top: int = 5, device: str = "auto", as_json: bool = False) -> None:
-    normalize = _normalize(mean, std)
-    names = None if classes is None else _lines(classes)
-    if model is not None:
-        if run is not None or weights is None:
-            raise UsageError("--model is for weights from elsewhere: it takes --weights FILE, and no --run")
-        trained = train.load_published(model, weights, names, in_shape, normalize, device)
-    else:
-        if names is not None or in_shape is not None:
-            raise UsageError("--classes and --in-shape are for weights from elsewhere, with --model; a run knows its own")
-        trained = train.load_trained(run, weights, device, normalize)
+def _predict(images: list[str], top: int = 5, as_json: bool = False, **which: Any) -> None:
+    trained = _model(**which)
     pixels = [data.read_image(path, trained.about["in_shape"]) for path in images]      # all, before any is answered
     answers = []
     for path, image in zip(images, pixels, strict=True):
@@ -230,6 +219,31 @@ def _predict(images: list[str], run: str | None = None, weights: str | None = No
         print(path)
         for name, p in likeliest:
             print(f"  {name:{width}}  {100 * p:6.2f} %  {_bar(p)}".rstrip())
+
+
+def _export(onnx: str, **which: Any) -> None:
+    trained = _model(**which, device="cpu")
+    export.onnx(trained.model, onnx, name=trained.about["model"], classes=trained.classes, normalize=trained.normalize)
+    shape = ", ".join(map(str, trained.about["in_shape"]))
+    print(f"{onnx}: {trained.about['model']} of {trained.path}, {os.path.getsize(onnx) / 1e6:.1f} MB\n"
+          f"  in   {export.INPUT} (N, {shape}), float32: (pixel / 255 - mean) / std\n"
+          f"  out  {export.OUTPUT} (N, {len(trained.classes)})\n"
+          f"mean, std and the names of the classes are in its metadata, normalize and classes, as JSON")
+
+
+def _model(run: str | None = None, weights: str | None = None, model: str | None = None, classes: str | None = None,
+           in_shape: tuple[int, ...] | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+           device: str = "auto") -> train.Trained:
+    """The trained model that the options of `_add_which` and `_add_elsewhere` name."""
+    normalize = _normalize(mean, std)
+    names = None if classes is None else _lines(classes)
+    if model is not None:
+        if run is not None or weights is None:
+            raise UsageError("--model is for weights from elsewhere: it takes --weights FILE, and no --run")
+        return train.load_published(model, weights, names, in_shape, normalize, device)
+    if names is not None or in_shape is not None:
+        raise UsageError("--classes and --in-shape are for weights from elsewhere, with --model; a run knows its own")
+    return train.load_trained(run, weights, device, normalize)
 
 
 def _bar(share: float, width: int = 30) -> str:
@@ -388,17 +402,18 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
     add = command(_finetune, "train a new last layer on a model that knows other images, or all of it, gently").add_argument
     add("--weights", metavar="FILE", required=True, help="a model.npz of a run, or a checkpoint from elsewhere (.pth, "
-        ".safetensors, .npz), of which --model says what it is of")
+        ".safetensors, .npz), of which --model says what it is of: a file, its address, or imagenet")
     add("--model", metavar="MODEL", help="one of " + ", ".join(models.names()))
     add("--body-lr", type=float, metavar="SHARE", help="of the learning rate, for all but the last layer; 0, the default: they are "
         "frozen, and what they make of each image is computed once")
     add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default what the "
-        "weights' run did, else the training images' own")
+        "weights' run did, or ImageNet's, else the training images' own")
     add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
     _add_training(add, "10")
 
     add = command(_eval, "count what a trained model gets right of the held-out images").add_argument
     _add_which(add)
+    _add_use(add)
     add("--data", dest="source", metavar="DATA", help="other images with the same classes: the name of a data set, or a folder")
     add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
     add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
@@ -406,10 +421,14 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
     add("images", nargs="+", metavar="IMAGE")
     _add_which(add)
-    add("--classes", metavar="FILE", help="with --model: the names of its classes, one a line; by default they are numbered")
-    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="with --model: what images are made to be; by default what the "
-        "model is made for")
+    _add_elsewhere(add)
+    _add_use(add)
     add("--top", type=_count, metavar="K", help="classes to name; 5")
+
+    add = command(_export, "write a trained model down for other programs, as an ONNX file").add_argument
+    add("--onnx", metavar="FILE", required=True, help="a name that ends in .onnx")
+    _add_which(add)
+    _add_elsewhere(add)
 
     add = command(_summary, "print a model layer by layer: shapes, parameters, multiply-adds").add_argument
     add("model", metavar="MODEL", help="one of " + ", ".join(models.names()))
@@ -452,6 +471,8 @@ def _add_training(add: Callable[..., Any], epochs: str) -> None:
     add("--image-size", type=_sizes("H,W"), metavar="H,W", help="resize and crop the images of a folder")
     add("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="leave out files of a folder that are no images or "
         "damaged, and say which")
+    add("--decode", choices=["once", "ahead"], help="the images of a folder: once, into memory, or ahead of the training, on "
+        "threads, as they are needed; once, unless that took more than a quarter of the memory")
     add("--epochs", type=_count, metavar="N", help=f"times that every image is seen; {epochs}")
     add("--batch-size", type=_count, metavar="N", help="images a step; for the digits 32")
     add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
@@ -463,6 +484,8 @@ def _add_training(add: Callable[..., Any], epochs: str) -> None:
     add("--label-smoothing", type=float, metavar="SHARE", help="of the target that is spread over all classes; for the digits 0.1")
     add("--augment", action=argparse.BooleanOptionalAction, help="shift the images at random and, except handwriting, flip them; "
         "done unless you say --no-augment")
+    add("--crop-area", type=float, metavar="SHARE", help="enlarge a random box of each image, of at least this share of its area, "
+        "to the whole, in place of the shifts: 0.08 is usual for ImageNet; of a folder it is cut from what is in the files")
     add("--cutout", type=_count, metavar="PIXELS", help="blacken a square of so many pixels a side, at a random place of each")
     add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
     add("--threads", type=_count, metavar="N", help="of the matrix products")
@@ -525,6 +548,17 @@ def _add_which(add: Callable[..., Any]) -> None:
     add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default the "
         "run's own")
     add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
+
+
+def _add_elsewhere(add: Callable[..., Any]) -> None:
+    """What weights from elsewhere do not say of themselves."""
+    add("--classes", metavar="FILE", help="with --model: the names of its classes, one a line; by default they are numbered")
+    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="with --model: what images are made to be; by default what the "
+        "model is made for")
+
+
+def _add_use(add: Callable[..., Any]) -> None:
+    """The options of a command that runs a trained model."""
     add("--device", choices=["auto", "cpu", "cuda"])
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from minicnn.autograd import Tensor
 from minicnn.backend import Array, array_module, device_of, to_device, to_numpy
-from minicnn.kernels.elementwise import in_place
+from minicnn.kernels import update as kernels
+from minicnn.kernels.elementwise import laid_out_like
 
 Schedule = Callable[[int], float]
 
@@ -48,8 +49,8 @@ class Optimizer:
         self.memory: list[dict[str, Any]] = [{} for _ in self.parameters]
 
     def update(self, p: Array, g: Array, memory: dict[str, Any], settings: Mapping[str, Any]) -> None:
-        """Move one parameter's array in place. `memory` keeps what the rule remembers of it."""
-        raise NotImplementedError
+        """A rule of one's own: move one parameter's array in place. `memory` keeps what the rule remembers of it."""
+        raise NotImplementedError(f"{type(self).__name__} has no update(self, p, g, memory, settings)")
 
     def _listed(self, params: Iterable[Any]) -> list[Any]:
         if isinstance(params, Tensor):              # its rows would be new Tensors, and nobody's parameters
@@ -75,10 +76,19 @@ class Optimizer:
         """Move every parameter that has a gradient."""
         i = 0
         for group in self.groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.update(p.data, p.grad.data, self.memory[i], group)
-                i += 1
+            memories = self.memory[i:i + len(group["params"])]
+            moving = [(p.data, p.grad.data, memory) for p, memory in zip(group["params"], memories, strict=True)
+                      if p.grad is not None]
+            if moving:
+                params, grads, moved = (list(column) for column in zip(*moving, strict=True))
+                self.update_all(params, grads, moved, group)
+            i += len(memories)
+
+    def update_all(self, params: list[Array], grads: list[Array], memories: list[dict[str, Any]],
+                   settings: Mapping[str, Any]) -> None:
+        """Move the arrays of a group's parameters in place: by default one by one, by `update`."""
+        for p, g, memory in zip(params, grads, memories, strict=True):
+            self.update(p, g, memory, settings)
 
     def zero_grad(self) -> None:
         """Forget the gradients; `backward` adds to them."""
@@ -113,8 +123,15 @@ class Optimizer:
         self.memory = [{} for _ in self.parameters]
         for i, remembered in memory.items():
             p = self.parameters[int(i)].data
-            self.memory[int(i)] = {k: to_device(np.array(v, p.dtype), device_of(p)) if _is_remembered_array(v) else _number(v)
+            self.memory[int(i)] = {k: _beside(p, v) if _is_remembered_array(v) else _number(v)
                                    for k, v in remembered.items()}
+
+
+def _beside(p: Array, value: Any) -> Array:
+    """A remembered array where the parameter is, and laid out as it is."""
+    laid = like(p)
+    laid[...] = to_device(np.array(value, p.dtype), device_of(p))
+    return laid
 
 
 def _is_remembered_array(value: Any) -> bool:
@@ -148,21 +165,16 @@ class SGD(Optimizer):
         if settings["nesterov"] and not settings["momentum"]:
             raise ValueError("SGD: nesterov=True looks ahead along the momentum, which is 0; set momentum, e.g. 0.9")
 
-    def update(self, p: Array, g: Array, memory: dict[str, Any], settings: Mapping[str, Any]) -> None:
-        momentum = settings["momentum"]
-        if momentum and not memory:
-            memory["velocity"] = array_module(p).zeros_like(p)
-
-        def one(p: Array, g: Array, velocity: Array) -> None:
-            if settings["weight_decay"]:
-                g = g + p * settings["weight_decay"]
-            if momentum:
-                velocity *= momentum
-                velocity += g
-                g = g + velocity * momentum if settings["nesterov"] else velocity
-            p -= g * settings["lr"]
-
-        in_place(one, p, g, memory.get("velocity", p))
+    def update_all(self, params: list[Array], grads: list[Array], memories: list[dict[str, Any]],
+                   settings: Mapping[str, Any]) -> None:
+        momentum, decay = settings["momentum"], settings["weight_decay"]
+        velocities = None
+        if momentum:
+            for p, memory in zip(params, memories, strict=True):
+                if not memory:
+                    memory["velocity"] = like(p)
+            velocities = [memory["velocity"] for memory in memories]
+        kernels.sgd(params, grads, velocities, settings["lr"], momentum, decay, settings["nesterov"])
 
 
 class AdamW(Optimizer):
@@ -184,24 +196,22 @@ class AdamW(Optimizer):
         if len(settings["betas"]) != 2 or not all(0.0 <= b < 1.0 for b in settings["betas"]):
             raise ValueError(f"AdamW: betas={settings['betas']} must be two numbers, each at least 0 and below 1")
 
-    def update(self, p: Array, g: Array, memory: dict[str, Any], settings: Mapping[str, Any]) -> None:
-        xp, lr, (b1, b2) = array_module(p), settings["lr"], settings["betas"]
-        if not memory:
-            memory.update(t=0, m=xp.zeros_like(p), v=xp.zeros_like(p))
-        memory["t"] += 1
-        t = memory["t"]
+    def update_all(self, params: list[Array], grads: list[Array], memories: list[dict[str, Any]],
+                   settings: Mapping[str, Any]) -> None:
+        for p, memory in zip(params, memories, strict=True):
+            if not memory:
+                memory.update(t=0, m=like(p), v=like(p))
+            memory["t"] += 1
+        for t in sorted({memory["t"] for memory in memories}):          # one that was frozen for a while has made fewer steps
+            some = [(p, g, memory["m"], memory["v"]) for p, g, memory in zip(params, grads, memories, strict=True)
+                    if memory["t"] == t]
+            ps, gs, ms, vs = (list(column) for column in zip(*some, strict=True))
+            kernels.adamw(ps, gs, ms, vs, t, settings["lr"], settings["betas"], settings["eps"], settings["weight_decay"])
 
-        def one(p: Array, g: Array, m: Array, v: Array) -> None:
-            p *= 1.0 - lr * settings["weight_decay"]
-            m += (g - m) * (1.0 - b1)
-            v *= b2
-            v += g * g * (1.0 - b2)
-            root = xp.sqrt(v)
-            root *= (1.0 - b2 ** t) ** -0.5
-            root += settings["eps"]
-            p -= m / root * (lr / (1.0 - b1 ** t))
 
-        in_place(one, p, g, memory["m"], memory["v"])
+def like(p: Array) -> Array:
+    """Zeros that lie in memory as the parameter does."""
+    return laid_out_like(p, lambda order: array_module(p).zeros([p.shape[axis] for axis in order], p.dtype))
 
 
 # ---------------------------------------------------------------- schedules: step -> learning rate

@@ -24,7 +24,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +35,6 @@ from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
 from minicnn.data.loading import NAMES
 from minicnn.layers import Sequential
-from minicnn.layers.base import unwrapped
 from minicnn.models import published
 from minicnn.threads import num_threads
 from minicnn.weights import WeightsError, atomically, load, save
@@ -65,7 +63,9 @@ class Config:
     warmup: float = 1.0             # epochs on a straight line from lr / 10 to lr
     label_smoothing: float = 0.0
     body_lr: float = 1.0            # the share of the learning rate below the last layer;  0: frozen, and what it makes of each
-                                    # image is computed once, so that images are neither shifted nor flipped
+                                    # image is computed once, so that images are neither cropped, shifted nor flipped
+    crop_area: float = 1.0          # of each image a random box, of at least this share of its area, is enlarged to the whole, a
+                                    # fresh draw every time;  1: none;  0.08: ImageNet's usual training
     shift: int = 0                  # each image moves by up to so many pixels, a fresh draw every time
     flip: bool = False              # and is mirrored, left to right, half of the time
     cutout: int = 0                 # and a square of so many pixels a side is blackened, at a random place
@@ -73,8 +73,8 @@ class Config:
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1}
-        for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "body_lr", "shift",
-                     "cutout", "seed"):
+        for name in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "body_lr",
+                     "crop_area", "shift", "cutout", "seed"):
             if not least.get(name, 0) <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least.get(name, 0)}, and finite")
         for name in ("momentum", "label_smoothing"):
@@ -82,9 +82,11 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name)} must be below 1")
         if self.body_lr > 1:
             raise ValueError(f"body_lr={self.body_lr} is a share of the learning rate, from 0 to 1")
-        if self.body_lr == 0 and (self.shift or self.flip or self.cutout):
-            raise ValueError("body_lr=0 computes what the frozen layers make of an image once, so none can be shifted, flipped or "
-                             "cut")
+        if not 0 < self.crop_area <= 1:
+            raise ValueError(f"crop_area={self.crop_area} is a share of an image's area, above 0 and at most 1; 1 crops nothing")
+        if self.body_lr == 0 and (self.shift or self.flip or self.cutout or self.crop_area < 1):
+            raise ValueError("body_lr=0 computes what the frozen layers make of an image once, so none can be cropped, shifted, "
+                             "flipped or cut")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} must be one of {', '.join(SCHEDULES)}" + _meant(self.schedule, SCHEDULES))
 
@@ -232,10 +234,17 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Any, Any]]:
         config = self.config
-        changed = (partial(augment, pad=config.shift, flip=config.flip, cutout=config.cutout)
-                   if config.shift or config.flip or config.cutout else None)
+        crops = config.crop_area < 1
+        changed = self._augmented if crops or config.shift or config.flip or config.cutout else None
         return batches(self.train_set, config.batch_size, seed=config.seed, epoch=self.epoch, start=self.step,
-                       augmentation=changed, drop_last=self.drop_last)
+                       augmentation=changed, originals=crops, drop_last=self.drop_last)
+
+    def _augmented(self, images: Any, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        """What the configuration says is done to images at random: cropped, shifted, flipped, cut."""
+        config, size = self.config, self.train_set.images.shape[2:]
+        if config.crop_area < 1:
+            images = data.random_resized_crop(images, rng, (size[0], size[1]), config.crop_area)
+        return augment(images, rng, pad=config.shift, flip=config.flip, cutout=config.cutout)
 
     def _train_step(self, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
         self.optimizer.lr = self.learning_rate(self.epoch * self.steps + self.step)
@@ -448,25 +457,28 @@ class Run:
 
 
 def begin(source: str = "digits", root: PathLike | None = None, *, model: str | None = None,
-          image_size: Sequence[int] | None = None, skip_bad: bool = False, dtype: str = "float32", device: str = "auto",
-          threads: int | None = None, out: PathLike | None = None, start: PathLike | None = None,
+          image_size: Sequence[int] | None = None, skip_bad: bool = False, decode: str | None = None, dtype: str = "float32",
+          device: str = "auto", threads: int | None = None, out: PathLike | None = None, start: PathLike | None = None,
           normalize: Normalize | None = None, **training: Any) -> Run:
     """A new run: data read, model built, folder made; nothing is trained yet.
 
     source: "digits", "mnist", "fashion_mnist", "cifar10", "cifar100" or a folder of images; of a folder, `image_size` (H, W)
-        resizes the images, and `skip_bad` leaves out files that are no images.
+        resizes the images, `skip_bad` leaves out files that are no images, and `decode` is "once", into memory, or "ahead", on
+        threads ahead of the training (`data.image_folder`; with a crop_area below 1 "ahead", for it crops what is in the files).
     out: a folder that is new or empty; by default runs/DATA-MODEL-NUMBER.
     threads: of the matrix products; by default what suits the size of the images, see `default_threads`.
     start: weights to begin with, all but the head's (transfer.py): a model.npz, or, with `model`, a checkpoint from elsewhere.
         The images are made to fit what the model reads.
-    normalize: what is done to the pixels; by default what was done to those that the start was trained on, as far as it says so,
-        else what gives them mean 0 and standard deviation 1.
+    normalize: what is done to the pixels; by default what was done to those that the start was trained on, as far as it says so or
+        is "imagenet", else what gives them mean 0 and standard deviation 1.
     training: fields of Config that differ from the defaults for this data.
     """
     if model is not None and model not in models.names():
         models.build(model)                     # says so, before the data are read
     device = resolve_device(device)
     _check_vacant(out)
+    if str(start) == "imagenet" and model is not None and normalize is None:
+        normalize = Normalize(*published.pixels_of(model))
     if start is not None and model is not None:
         start = published.find(model, start)
     body = load(start) if start is not None else {}
@@ -474,22 +486,31 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     model = before.get("model", model)
     if body and model is None:
         raise ValueError(f"{start} does not say what model it is of: name it, too (--model MODEL)")
-    train_set, test_set = read_data(source, root, image_size, skip_bad)
-    in_shape, classes = train_set.images.shape[1:], list(train_set.classes)
+    form: dict[str, Any] = {}
+    if body and not before:
+        body, form = published.of_model(str(model), body)
+    if decode is None and training.get("crop_area", 1) < 1 and source not in NAMES:
+        decode = "ahead"
     if body:
-        in_shape = tuple(before.get("in_shape") or (image_size and (3, *image_size)) or models.default_in_shape(str(model)))
-        train_set, test_set = fitted(train_set, in_shape), fitted(test_set, in_shape)
+        wanted = tuple(before.get("in_shape") or (image_size and (3, *image_size)) or models.default_in_shape(str(model)))
+        image_size = wanted[1:] if source not in NAMES else image_size
+    train_set, test_set = read_data(source, root, image_size, skip_bad, decode)
+    if body:
+        train_set, test_set = fitted(train_set, wanted), fitted(test_set, wanted)
+    in_shape, classes = train_set.images.shape[1:], list(train_set.classes)
     fine = default_fine_tuning(training.get("body_lr", 0.0)) if body else {}
-    config = Config(**{**default_training(source, in_shape), **fine, **training})
+    crop = {"shift": 0} if training.get("crop_area", 1) < 1 else {}         # it moves them, too
+    config = Config(**{**default_training(source, in_shape), **fine, **crop, **training})
     if normalize is None:
         normalize = Normalize.from_dict(before["normalize"]) if before else normalization_of(train_set)
     model = model or default_model(in_shape)
     about: dict[str, Any] = {
-        "model": model, "model_options": before.get("model_options", {} if body else model_options(model, in_shape)),
+        "model": model, "model_options": before.get("model_options", form if body else model_options(model, in_shape)),
         "in_shape": list(in_shape), "num_classes": len(classes),
         "classes": classes, "normalize": normalize.as_dict(), "dtype": str(np.dtype(dtype)),
         "data": source if source in NAMES else str(Path(root or "", source).resolve()),
         "root": str(Path(root).resolve()) if root and source in NAMES else None, "image_size": image_size, "skip_bad": skip_bad,
+        "decode": "ahead" if isinstance(train_set.images, data.ImageFiles) else "once",
         "train_images": len(train_set), "test_images": len(test_set), "fingerprint": fingerprint(train_set, test_set),
         "training": asdict(config), "device": device, "threads": threads or default_threads(in_shape),
         "versions": {"minicnn": __version__, "numpy": np.__version__, "python": platform.python_version(),
@@ -586,11 +607,11 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
         models.build(model)                     # says so, before a file is read
     shape = tuple(in_shape or models.default_in_shape(model))
     if str(weights) == "imagenet" and normalize is None:
-        normalize = Normalize(*published.IMAGENET_PIXELS)
+        normalize = Normalize(*published.pixels_of(model))
     weights = published.find(model, weights)
-    state = load(weights)
+    state, form = published.of_model(model, load(weights))
     if classes is None:
-        last = list(unwrapped(state).values())[-1:]
+        last = list(state.values())[-1:]
         if not last or not np.ndim(last[0]):
             raise WeightsError(f"{weights} ends in no weights of a last layer, so it does not say how many classes it knows")
         classes = [str(i) for i in range(len(last[0]))]
@@ -599,7 +620,7 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
                       "with --mean and --std (in Python, normalize=Normalize(mean, std))", RuntimeWarning, stacklevel=2)
         normalize = Normalize((0.0,) * shape[0], (1.0,) * shape[0])
     about = {"model": model, "num_classes": len(classes), "in_shape": list(shape), "classes": list(classes), "dtype": "float32",
-             "device": resolve_device(device), "training": {"seed": 0}, "model_options": {}}
+             "device": resolve_device(device), "training": {"seed": 0}, "model_options": form}
     built = _build(about)
     built.load_state_dict(state)
     return Trained(Path(weights), built, normalize, about)
@@ -617,7 +638,8 @@ def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike
     """
     own, source, root = source is None, source or about["data"], root or about["root"]
     size = None if source in NAMES else about["image_size"]
-    train_set, test_set = _data_of({**about, "data": source, "root": root, "image_size": size})
+    decode = about.get("decode") if own else None
+    train_set, test_set = _data_of({**about, "data": source, "root": root, "image_size": size, "decode": decode})
     if own and fingerprint(train_set, test_set) != about["fingerprint"]:
         warnings.warn(f"the images of {source} have changed since the run began: some of the {len(test_set)} held out now may "
                       "have been trained on then", RuntimeWarning, stacklevel=2)
@@ -629,25 +651,29 @@ def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike
 
 # ---------------------------------------------------------------- what suits which data
 def read_data(source: str, root: PathLike | None = None, image_size: Sequence[int] | None = None,
-              skip_bad: bool = False) -> tuple[ImageSet, ImageSet]:
+              skip_bad: bool = False, decode: str | None = None) -> tuple[ImageSet, ImageSet]:
     """(train, test) of "digits", "mnist", "fashion_mnist", "cifar10", "cifar100" or a folder of images.
 
     image_size: (H, W) that those of a folder are resized to.   skip_bad: leave out its files that are no images.
+    decode: of a folder "once" or "ahead", see `data.image_folder`.
     """
     if source in NAMES:
         if image_size is not None:
             raise ValueError(f"image_size={image_size} is for a folder of images; those of {source} have one size")
+        if decode == "ahead":
+            raise ValueError(f'decode="ahead" is for a folder of images; those of {source} are decoded once, into memory')
         return data.load(source, root)
     path = Path(root or "", source)
     if not path.exists():
         raise DataError(f"no data set {source!r}: known are {', '.join(NAMES)}, and any folder of images, but {path} does not exist"
                         f"{_meant(source, NAMES)}")
-    return data.image_folder(path, None if image_size is None else (image_size[0], image_size[1]), skip_bad=skip_bad)
+    return data.image_folder(path, None if image_size is None else (image_size[0], image_size[1]), skip_bad=skip_bad, decode=decode)
 
 
 def _data_of(about: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
     """(train, test), as the run reads them: where it began with another's weights, made to fit what the model reads."""
-    sets = read_data(about["data"], about["root"], about["image_size"], about.get("skip_bad", False))
+    decode = about.get("decode") if about["data"] not in NAMES else None
+    sets = read_data(about["data"], about["root"], about["image_size"], about.get("skip_bad", False), decode)
     return (fitted(sets[0], about["in_shape"]), fitted(sets[1], about["in_shape"])) if "start" in about else sets
 
 
@@ -684,10 +710,11 @@ def default_threads(in_shape: tuple[int, ...]) -> int:
 
 
 def fingerprint(*sets: ImageSet) -> str:
-    """Eight hexadecimal digits that change with any pixel, label or order."""
+    """Eight hexadecimal digits that change with any pixel, label or order; of images that stay in files with any byte of these."""
     crc = 0
     for part in sets:
-        for array in (part.images, part.labels):
+        images = part.images.crcs if isinstance(part.images, data.ImageFiles) else part.images
+        for array in (images, part.labels):
             crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return f"{crc:08x}"
 

@@ -6,6 +6,7 @@ import os
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+import cushim
 import hypothesis
 import pytest
 import standin
@@ -15,18 +16,23 @@ import minicnn as mc
 from minicnn import backend
 
 backend.adopt(standin, "standin")
+if cushim.compiler():
+    backend.adopt(cushim.with_cuda(), "cushim")
 
 # HYPOTHESIS_PROFILE=thorough pytest      many more examples, and others in every run
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-DEVICES = ["cpu", "standin", pytest.param("cuda", marks=pytest.mark.gpu)]
+NO_COMPILER = pytest.mark.skipif(cushim.compiler() is None, reason="no g++ to compile the CUDA kernels for the CPU with")
+DEVICES = ["cpu", "standin", pytest.param("cushim", marks=[pytest.mark.slow, NO_COMPILER]),
+           pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=DEVICES, scope="module")
 def device(request):
-    """Where a test's arrays live: NumPy, the stand-in for CuPy, and CuPy itself (`pytest -m gpu`)."""
+    """Where a test's arrays live: NumPy, the stand-in for CuPy, with the CUDA kernels compiled by g++ too (`-m slow`), and CuPy
+    itself (`-m gpu`)."""
     return Device(request.param)
 
 

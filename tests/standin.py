@@ -352,6 +352,11 @@ class ndarray:
         return None if self._host.base is None else ndarray(np.asarray(self._host.base))
 
     @property
+    def data(self) -> SimpleNamespace:
+        """Where its memory begins: `data.ptr`."""
+        return SimpleNamespace(ptr=self._host.ctypes.data)
+
+    @property
     def flags(self) -> SimpleNamespace:
         flags = self._host.flags
         return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, owndata=flags.owndata)

@@ -731,3 +731,21 @@ def test_an_interrupted_scaling_keeps_what_it_has(module, monkeypatch, capsys, t
     assert "15.00" in shown.out
     assert "stopped: interrupted" in shown.err
     assert [m["batch"] for m in json.loads((tmp_path / "out.json").read_text())["measurements"]] == [2]
+
+
+# ---------------------------------------------------------------- how long a trainer waits for its images
+def test_every_way_to_load_is_timed(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="JPEG files need Pillow: pip install pillow")
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / "photographs" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+    done = run("--quick", "--data", tmp_path / "photographs", "--json", tmp_path / "out.json", script="loading.py")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [*found["seconds"]] == ["once, into memory", "ahead, on threads", "ahead, random crops", "when needed"]
+    for name, seconds in found["seconds"].items():
+        assert len(seconds["step"]) == len(seconds["waiting"]) == 2
+        assert all(0 <= wait < step for wait, step in zip(seconds["waiting"], seconds["step"], strict=True))
+        assert re.search(rf"^{name} .* %  ", done.stdout, re.M)

@@ -166,12 +166,13 @@ def test_every_flag_arrives(minicnn, here):
     status, _, err = minicnn(
         "train", "--model", "tiny", "--data", "digits", "--epochs", 1, "--batch-size", 100, "--lr", 0.02, "--momentum", 0.8,
         "--weight-decay", 1e-3, "--schedule", "step", "--warmup", 0.5, "--label-smoothing", 0.2, "--no-augment",
-        "--dtype", "float64", "--device", "cpu", "--threads", 2, "--seed", 7, "--out", "a/b", "--checkpoint-every", 5)
+        "--crop-area", 0.5, "--dtype", "float64", "--device", "cpu", "--threads", 2, "--seed", 7, "--out", "a/b",
+        "--checkpoint-every", 5)
     assert (status, err) == (0, "")
     about = json.loads((here / "a" / "b" / "config.json").read_text())
     assert about["training"] == {
         "epochs": 1, "batch_size": 100, "lr": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "schedule": "step", "warmup": 0.5,
-        "label_smoothing": 0.2, "body_lr": 1.0, "shift": 0, "flip": False, "cutout": 0, "seed": 7}
+        "label_smoothing": 0.2, "body_lr": 1.0, "crop_area": 0.5, "shift": 0, "flip": False, "cutout": 0, "seed": 7}
     assert (about["model"], about["dtype"], about["device"], about["threads"]) == ("tiny", "float64", "cpu", 2)
     assert about["classes"] == list("0123456789") and about["num_classes"] == 10 and about["in_shape"] == [1, 8, 8]
     assert mc.load("a/b/model.npz")["state_dict"]["5.weight"].dtype == np.float64

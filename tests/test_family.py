@@ -125,7 +125,8 @@ def built(name, in_shape, options, dtype=np.float64):
 # Sides that leave some pool a remainder, where ceil mode matters; odd ones, and no square.
 each_model = pytest.mark.parametrize("name, in_shape, options", [
     ("nin", (3, 32, 32), {}), ("nin", (1, 25, 18), {}), ("googlenet", (3, 64, 64), {}),
-    ("googlenet", (3, 64, 64), {"branch5x5": 3}), ("googlenet", (2, 47, 66), {})])
+    ("googlenet", (3, 64, 64), {"branch5x5": 3}), ("googlenet", (2, 47, 66), {}),
+    ("googlenet", (3, 15, 24), {}), ("nin", (3, 4, 5), {})])         # the least: a pool's window is larger than its image
 
 
 @pytest.mark.parametrize("dtype, limit", [(np.float64, 1e-10), (np.float32, 1e-4)])
@@ -249,10 +250,10 @@ def test_branches_take_their_names_or_their_index():
     (lambda: Sequential([Branches(Conv2d(1).named("a"), Conv2d(1).named("a"))], (3, 4, 4)),
      "0 (Branches): ", "two layers have the name 'a."),
     (lambda: Branches(), "Branches needs at least one branch", "Branches([Conv2d(8, 1)], [])"),
-    (lambda: models.googlenet(10, (3, 24, 24)), "maxpool4 (MaxPool2d): ", "image of 1 x 1"),
+    (lambda: models.googlenet(10, (3, 14, 15)), "maxpool3 (MaxPool2d): ", "image of 1 x 2"),
     (lambda: models.googlenet(10, (64, 64)), "conv1.conv (Conv2d): ", "not (64, 64)"),
     (lambda: models.googlenet(branch5x5=4), "branch5x5=4 must be 5, the paper's kernel, or 3", "torchvision"),
-    (lambda: models.nin(10, (3, 4, 4)), "pool2 (AvgPool2d): ", "image of 2 x 2"),
+    (lambda: models.nin(10, (3, 3, 4)), "pool2 (AvgPool2d): ", "image of 1 x 2"),
     (lambda: models.nin(0), "Conv2d: ", "out_channels=0"),
     (lambda: models.nin(dropout=2.0), "Dropout: ", "p=2.0"),
     (lambda: Sequential([Conv2d(2), SimAM().named("attention")], (3, 3, 3)), "attention (SimAM): ",

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import minicnn as mc
-from minicnn import models
+from minicnn import models, train
+from minicnn.data import Normalize
 from minicnn.models import published
 from minicnn.weights import fetch as fetching
 from minicnn.weights.fetch import FetchError, cache_folder, fetch, file_name
@@ -834,6 +835,37 @@ def test_published_weights_of_a_model_for_imagenet(site, weights_of, monkeypatch
     assert (double.in_shape, double.dtype) == ((3, 40, 40), np.float64)
 
 
+def test_googlenets_published_weights_have_heads_that_are_passed_over_and_a_smaller_kernel(site, weights_of, monkeypatch):
+    """A file as torchvision's: with auxiliary heads, which come before the last layer, and 3x3 in the third branch."""
+    original = models.googlenet(7, (3, 32, 32), seed=3, branch5x5=3)
+
+    state, shapes = original.state_dict(), {"conv.conv.weight": (128, 512, 1, 1), "conv.bn.running_var": (128,), "fc2.bias": (7,)}
+    heads = {f"aux{i}.{name}": np.ones(shape, np.float32) for i in (1, 2) for name, shape in shapes.items()}
+    last = {name: state.pop(name) for name in ("fc.weight", "fc.bias")}
+    url = site.url(weights_of(types.SimpleNamespace(state_dict=lambda: {**state, **heads, **last}), stem="googlenet"))
+    monkeypatch.setitem(published.PUBLISHED, "imagenet", {"googlenet": url})
+    same(models.googlenet(7, (3, 32, 32), weights="imagenet"), original)
+    with pytest.raises(ValueError, match=r"9 mismatched: inception3a.branch3.1.conv.weight: \(32, 16, 3, 3\) given"):
+        models.googlenet(7, (3, 32, 32), weights=url, branch5x5=5)
+    trained = train.load_published("googlenet", "imagenet", in_shape=(3, 32, 32))
+    same(trained.model, original)
+    assert trained.normalize == Normalize((0.5,) * 3, (0.5,) * 3) and trained.classes == [str(i) for i in range(7)]
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 4, 4), np.uint8)
+    mean, std = (np.array(values)[:, None, None] for values in published.IMAGENET_PIXELS)
+    transform_input = Normalize(*published.IMAGENET_PIXELS)(pixels, np.float64) * (std / 0.5) + (mean - 0.5) / 0.5
+    np.testing.assert_allclose(trained.normalize(pixels, np.float64), transform_input, atol=1e-12)
+    assert published.pixels_of("resnet18") == published.IMAGENET_PIXELS
+
+
+def test_a_file_says_which_shortcuts_a_resnet_has(weights_of, cache, site):
+    original = models.resnet20(4, shortcut="B", seed=2)
+    url = site.url(weights_of(original))
+    same(models.resnet20(4, weights=url), original)
+    same(train.load_published("resnet20", url, normalize=Normalize((0.5,) * 3, (0.5,) * 3)).model, original)
+    with pytest.raises(ValueError, match="12 unexpected: layer2.0.shortcut.0.weight"):
+        models.resnet20(4, weights=url, shortcut="A")
+
+
 def test_a_file_that_somebody_did_publish(site, cache):
     """Of its name, its layout and its hash, though it comes from here."""
     path = Path(os.environ.get("MINICNN_DATA", ""), "resnet20-12fca82f.th")
@@ -872,10 +904,10 @@ def test_a_model_without_published_weights_says_which_have(name):
 
 def test_all_models_for_imagenet_have_published_weights_that_have_hashes():
     table = published.PUBLISHED["imagenet"]
-    assert set(table) == {name for name in models.names() if models.names().index(name) < models.names().index("resnet20")}
+    assert set(table) == {name for name in models.names() if models.default_in_shape(name) == (3, 224, 224)}
     for name, url in table.items():
         assert re.fullmatch(rf"https://download\.pytorch\.org/models/{name}-[0-9a-f]{{8}}\.pth", url)
-    assert len(set(table.values())) == len(table) == 13
+    assert len(set(table.values())) == len(table) == 14
 
 
 @pytest.mark.parametrize("weights, error, words", [

@@ -187,6 +187,84 @@ def randomize_statistics(model):
     model.load_state_dict(state)
 
 
+# Every VGG and every ResNet, each with weights drawn anew under torchvision's names; some of them by default.
+QUICK = ["vgg11", "resnet18", "resnet20 A", "resnet20 B"]
+each_model = pytest.mark.parametrize("which", [
+    pytest.param(which, marks=() if which in QUICK else pytest.mark.slow)
+    for which in [*VGG, *RESNET, *(f"resnet{depth} {option}" for depth in CIFAR for option in "AB")]])
+
+
+def lively_pair(which, dtype):
+    """The model with numbers that tell every parameter apart, and PyTorch's of the same ones; neither with dropout."""
+    name, _, option = which.partition(" ")
+    options = {"hidden": 32, "pool": 2, "dropout": 0.0} if name in VGG else {"shortcut": option} if option else {}
+    in_shape = (3, 32, 32) if option or which in QUICK else (3, 64, 48)
+    model = models.build(name, 5, in_shape, dtype=dtype, **options)
+    rng, state = np.random.default_rng(9), model.state_dict()
+    for key, array in state.items():
+        if array.ndim > 1:
+            array[...] = rng.standard_normal(array.shape) * (2 / array[0].size) ** 0.5
+        elif array.ndim:
+            low, high = (0.7, 1.3) if key.endswith(("var", "weight")) else (-0.2, 0.2)
+            array[...] = rng.uniform(low, high, array.shape)
+    model.load_state_dict(state)
+    twin = torch_twin(name, model)
+    for module in twin.modules():
+        if type(module).__name__ == "Dropout":
+            module.p = 0.0
+    return model, twin
+
+
+def logits_and_gradients(model, twin, x, dy, train):
+    """(ours, PyTorch's), each {name: array}: the logits, and the gradients of <logits, dy> by the images and every parameter."""
+    import torch
+    for parameter in model.parameters():
+        parameter.grad = None
+    twin.zero_grad()
+    images_ = mc.Tensor(x, requires_grad=True)
+    y = model(images_, train=train)
+    y.backward(mc.Tensor(dy))
+    theirs = torch.from_numpy(x.copy()).requires_grad_()
+    expected = twin.train(train)(theirs)
+    expected.backward(torch.from_numpy(dy))
+    ours = {"logits": y, "images": images_.grad, **{name: p.grad for name, p in model.named_parameters().items()}}
+    return ({name: value.numpy() for name, value in ours.items()},
+            {"logits": expected.detach().numpy(), "images": theirs.grad.numpy(),
+             **{name: p.grad.numpy() for name, p in twin.named_parameters()}})
+
+
+def largest_error(ours, theirs):
+    """Of any array over its largest number; of those that are next to nothing beside the others (a bias that a batch norm takes off
+    again has the gradient 0, and rounding is all there is) over a thousandth of the largest gradient."""
+    floor = 1e-3 * max(abs(array).max() for name, array in theirs.items() if name != "logits")
+    assert ours.keys() == theirs.keys()
+    return max(abs(ours[name] - array).max() / max(abs(array).max(), floor) for name, array in theirs.items())
+
+
+@each_model
+def test_logits_and_gradients_are_pytorchs(which):
+    """In float64 to 1e-10, at inference and in training, with batch norm by the batch's own statistics."""
+    model, twin = lively_pair(which, np.float64)
+    x, dy = images(4, *model.in_shape, dtype=np.float64), images(4, 5, dtype=np.float64, seed=1)
+    for train in (False, True):
+        assert largest_error(*logits_and_gradients(model, twin, x, dy, train)) <= 1e-10
+    for name, array in model.state_dict().items():              # the running statistics moved alike
+        np.testing.assert_allclose(array, twin.state_dict()[name].numpy(), rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+@each_model
+def test_logits_and_gradients_are_pytorchs_in_float32(which):
+    """To 1e-4. Where a ReLU's input is 0 but for rounding, one side lets the gradient through and the other does not; in a hundred
+    layers that happens to some images, so the gradients of an image by itself are compared, and one of three must have none."""
+    model, twin = lively_pair(which, np.float32)
+    errors = []
+    for seed in range(3):
+        ours, theirs = logits_and_gradients(model, twin, images(1, *model.in_shape, seed=seed), images(1, 5, seed=9), False)
+        assert abs(ours["logits"] - theirs["logits"]).max() <= 1e-4 * abs(theirs["logits"]).max()
+        errors.append(largest_error(ours, theirs))
+    assert min(errors) <= 1e-4, errors
+
+
 # ---------------------------------------------------------------- any input size that works, any number of classes
 @pytest.mark.parametrize("name, classes, in_shape, options", [
     ("resnet18", 3, (3, 65, 47), {}), ("resnet18", 1, (1, 7, 9), {}), ("resnet50", 11, (2, 33, 31), {}),

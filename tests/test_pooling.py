@@ -17,16 +17,16 @@ def pools(draw, values="distinct"):
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     stride = draw(st.none() | st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    size = [max(1, k - 2 * p) + draw(st.integers(0, 4)) for k, p in zip(kernel, padding, strict=True)]
+    ceil_mode = draw(st.booleans())
+    steps = kernel if stride is None else stride if isinstance(stride, tuple) else (stride, stride)
+    least = [max(1, k - 2 * p - (s - 1 if ceil_mode else 0)) for k, p, s in zip(kernel, padding, steps, strict=True)]
+    size = [n + draw(st.just(0) | st.integers(0, 4)) for n in least]
     shape = (draw(st.integers(0, 2)), draw(st.integers(1, 2)), *size)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     x = {"distinct": lambda: rng.permutation(int(np.prod(shape))).reshape(shape) * 0.1 - 1.0,
          "ties": lambda: rng.integers(-1, 2, shape) * 1.0,
          "wild": lambda: rng.choice([-np.inf, -1.0, 1.0, np.inf, np.nan], shape)}[values]()
-    ceil_mode = draw(st.booleans())
-    pairs = {"kernel_size": kernel,
-             "stride": kernel if stride is None else stride if isinstance(stride, tuple) else (stride, stride),
-             "padding": padding, "ceil_mode": ceil_mode}
+    pairs = {"kernel_size": kernel, "stride": steps, "padding": padding, "ceil_mode": ceil_mode}
     return x, {**pairs, "stride": stride}, pairs
 
 
@@ -160,6 +160,9 @@ def test_a_window_over_the_far_edge(device):
     np.testing.assert_array_equal(host(ops.max_pool2d(x, 2, ceil_mode=True))[0, 0], [[6, 8, 9], [16, 18, 19], [21, 23, 24]])
     np.testing.assert_array_equal(host(ops.avg_pool2d(x, 2, ceil_mode=True))[0, 0], [[3, 5, 6.5], [13, 15, 16.5], [20.5, 22.5, 24]])
     assert ops.max_pool2d(x, 2).shape == (1, 1, 2, 2)
+    # The only window is larger than the image, but begins in it and would have been the last of a larger one's.
+    np.testing.assert_array_equal(host(ops.max_pool2d(x[..., :2, :2], 3, 2, ceil_mode=True))[0, 0], [[6]])
+    np.testing.assert_array_equal(host(ops.avg_pool2d(x[..., :2, :2], 3, 2, ceil_mode=True))[0, 0], [[3]])
     # The last window would begin in the far padding: it is left out.
     assert ops.max_pool2d(device.put(np.zeros((1, 1, 2, 2))), 2, 3, 1, ceil_mode=True).shape == (1, 1, 1, 1)
 
@@ -173,6 +176,16 @@ def test_large_windows_number_their_taps_without_overflow(device):
     assert y.item() == 1.0
     y.backward()
     np.testing.assert_array_equal(host(t.grad), x)
+
+
+def test_a_pixel_that_no_window_sees_has_no_gradient(device):
+    """Windows side by side, as many pixels as they have in all, and yet the padding pushes the last pixel out."""
+    for dtype in (np.float32, np.float64):
+        for _ in range(3):                                  # memory that was used before holds something
+            x = device.tensor(np.array([[[[5.0, 2.0, 3.0]]]], dtype))
+            y = ops.max_pool2d(x, (1, 3), None, (0, 1))
+            y.backward(device.put(np.full(y.shape, 7.0, dtype)))
+            np.testing.assert_array_equal(host(x.grad), [[[[7, 0, 0]]]])
 
 
 def test_winners_take_a_byte_each():
@@ -192,6 +205,7 @@ def test_overlapping_windows_add_up(device):
 @pytest.mark.parametrize(("shape", "how", "words"), [
     ((3, 4, 4), {}, ["(3, 4, 4)", "(N, C, H, W)", "x[None]"]),
     ((1, 1, 2, 2), {"kernel_size": 3}, ["2 x 2", "3 x 3", "smaller than the window"]),
+    ((1, 1, 3, 1), {"kernel_size": 3, "stride": 2, "ceil_mode": True}, ["3 x 1", "3 x 3", "smaller than the window"]),
     ((1, 1, 4, 4), {"padding": 2}, ["padding (2, 2)", "half of kernel_size (2, 2)"]),
     ((1, 1, 4, 4), {"kernel_size": (4, 1), "padding": 1}, ["half"]),
     ((1, 1, 4, 4), {"stride": 0}, ["stride=0"]), ((1, 1, 4, 4), {"kernel_size": 0}, ["kernel_size=0"]),

@@ -120,7 +120,12 @@ def windows(case):
 def hangs_over(case):
     size, without = case.x.shape[2:], windows(case)
     with_ceil = Windows(without.kernel_size, without.stride, without.padding, ceil_mode=True)
-    return case.options["ceil_mode"] and with_ceil.out_size(size) != without.out_size(size)
+    return case.options["ceil_mode"] and not larger_than_the_image(case) and with_ceil.out_size(size) != without.out_size(size)
+
+
+def larger_than_the_image(case):
+    window = windows(case)
+    return any(k > n + 2 * p for k, n, p in zip(window.kernel_size, case.x.shape[2:], window.padding, strict=True))
 
 
 POOLINGS = {
@@ -130,6 +135,7 @@ POOLINGS = {
     "padding on one side only": lambda c: sorted(windows(c).padding) == [0, 1],
     "padding as an int": lambda c: c.options["padding"] == 1,
     "a window over the edge": hangs_over,
+    "a window larger than the image": larger_than_the_image,
     "an image of one pixel": lambda c: c.x.shape[2:] == (1, 1) and max(windows(c).kernel_size) > 1,
     "equal pixels": lambda c: len(np.unique(c.x)) < c.x.size,
     "a pair as a kernel": lambda c: isinstance(c.options["kernel_size"], tuple) and len(set(c.options["kernel_size"])) == 2,

@@ -16,6 +16,7 @@ import standin
 import minicnn as mc
 from minicnn import models, plots, train
 from minicnn.data import DataError, ImageSet, Normalize
+from minicnn.kernels import update
 from minicnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU, Sequential
 from minicnn.train import Config, Trainer
 from minicnn.weights import WeightsError
@@ -303,13 +304,13 @@ def test_ctrl_c_is_left_alone_where_it_is_ignored_or_not_ours():
 def test_interrupted_inside_a_step_and_resumed_is_the_same_to_the_bit(squares, reference, where, monkeypatch):
     """Ctrl-C amid the optimiser's work, when half of the parameters have moved."""
     run, steps = begin("run"), iter(range(100))
-    move, count = type(run.trainer.optimizer).update, len(run.trainer.optimizer.parameters)
-    def update(self, *args):
-        move(self, *args)
+    move, count = update.in_place, len(run.trainer.optimizer.parameters)
+    def in_place(*args):
+        move(*args)
         if next(steps) == where * count + 1:
             press()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(type(run.trainer.optimizer), "update", update)
+        patch.setattr(update, "in_place", in_place)
         run.fit()
     assert (run.trainer.epoch, run.trainer.step) in (divmod(where + 1, STEPS), (where // STEPS, where % STEPS + 1))
     again = train.resume("run")

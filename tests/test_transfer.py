@@ -127,8 +127,10 @@ def test_the_body_moves_by_its_share_of_the_rate():
 @pytest.mark.parametrize(("setting", "words"), [
     ({"body_lr": 1.5}, "a share of the learning rate, from 0 to 1"), ({"body_lr": -1}, "at least 0"),
     ({"body_lr": 0, "shift": 1}, "computes what the frozen layers make of an image once"),
-    ({"body_lr": 0, "flip": True}, "none can be shifted, flipped or cut"), ({"body_lr": 0, "cutout": 2}, "flipped or cut"),
-    ({"cutout": -1}, "cutout=-1 must be at least 0")])
+    ({"body_lr": 0, "flip": True}, "none can be cropped, shifted, flipped or cut"), ({"body_lr": 0, "cutout": 2}, "flipped or cut"),
+    ({"cutout": -1}, "cutout=-1 must be at least 0"),
+    ({"body_lr": 0, "crop_area": 0.5}, "none can be cropped"), ({"crop_area": 0}, "a share of an image's area, above 0"),
+    ({"crop_area": 1.1}, "and at most 1")])
 def test_settings_that_make_no_sense(setting, words):
     with pytest.raises(ValueError, match=words):
         train.Config(**setting)
@@ -206,6 +208,21 @@ def test_a_run_goes_on_from_another_runs_model(here):
     for name, array in second.trainer.model.state_dict().items():
         if not name.startswith("linear."):
             np.testing.assert_array_equal(array, first.trainer.model.state_dict()[name], err_msg=name)
+
+
+def test_published_weights_bring_their_normalisation_and_their_form(here, monkeypatch):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
+    monkeypatch.setattr(models.published, "find", lambda model, weights: {"imagenet": "w.npz"}.get(str(weights), weights))
+    mc.save("w.npz", models.resnet20(7, shortcut="B", seed=5).state_dict())
+    options = {"model": "resnet20", "epochs": 1, "device": "cpu"}
+    run = train.begin("digits", start="imagenet", out="a", **options)
+    assert run.about["normalize"] == Normalize(*models.published.IMAGENET_PIXELS).as_dict()
+    assert run.about["model_options"] == {"shortcut": "B"} and run.about["in_shape"] == [3, 32, 32]
+    assert run.trainer.normalize == Normalize(*models.published.IMAGENET_PIXELS)
+    run = train.begin("digits", start="imagenet", out="b", normalize=NORMALIZE, **options)
+    assert run.trainer.normalize == NORMALIZE
+    run = train.begin("digits", start="w.npz", out="c", **options)          # nobody knows: what gives these images mean 0
+    assert run.trainer.normalize == train.normalization_of(run.trainer.train_set)
 
 
 def test_weights_that_do_not_say_what_they_are_of(here):

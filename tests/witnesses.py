@@ -212,9 +212,9 @@ def check_higher_order(fn: Callable[..., Any], arrays: Sequence[Any], device: De
 def window_starts(n: int, k: int, stride: int, padding: int, ceil_mode: bool) -> list[int]:
     """Where windows of k begin on n pixels: as long as they fit, and in ceil_mode one more that begins on or before the image."""
     starts = list(range(-padding, n + padding - k + 1, stride))
-    after = starts[-1] + stride
-    if ceil_mode and starts[-1] + k < n + padding and after < n:
-        starts.append(after)
+    last = starts[-1] if starts else -padding - stride          # which fits none: the one after it may be the first
+    if ceil_mode and last + k < n + padding and last + stride < n:
+        starts.append(last + stride)
     return starts
 
 

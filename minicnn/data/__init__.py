@@ -1,8 +1,9 @@
-"""Data sets in memory, and the way of their images to the model: `load`, `batches`, `augment`, `Normalize`.
+"""Data sets, and the way of their images to the model: `load`, `batches`, `augment`, `Normalize`.
 
+They lie in memory, decoded; image files that take too much of it stay on the disk, and are decoded ahead of who asks for them.
 Every data set comes as (train, test), two `ImageSet`s. Whatever is wrong with files is a `DataError`, in one line.
 """
-from .augmentation import Normalize, augment, channel_statistics
+from .augmentation import Normalize, augment, channel_statistics, random_resized_crop
 from .batching import batches, steps_per_epoch
 from .cifar import cifar10, cifar100
 from .files import DataError
@@ -10,10 +11,11 @@ from .folder import image_folder
 from .handwritten import digits, fashion_mnist, mnist
 from .imageset import ImageSet
 from .loading import load
-from .pictures import fitted, read_image
+from .pictures import ImageFiles, fitted, read_image
 
 __all__ = [
     "DataError",
+    "ImageFiles",
     "ImageSet",
     "Normalize",
     "augment",
@@ -27,6 +29,7 @@ __all__ = [
     "image_folder",
     "load",
     "mnist",
+    "random_resized_crop",
     "read_image",
     "steps_per_epoch",
 ]

@@ -1,4 +1,4 @@
-"""What happens to pixels between the data set and the model: normalisation, and random shifts and flips."""
+"""What happens to pixels between the data set and the model: normalisation, and random crops, shifts, flips and cuts."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .imageset import Images
+from .pictures import blocks, resized
+
+TRIES = 10                                                  # to draw a box that fits
+ASPECTS = (3 / 4, 4 / 3)                                    # its width over its height
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -19,8 +23,8 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
     if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
         raise ValueError(f"images are {images.dtype}{images.shape}; channel statistics take uint8 (N, C, H, W), none 0")
     total, squares = np.zeros((2, images.shape[1]), np.int64)
-    for start in range(0, len(images), 1000):               # by blocks: the squares take eight times the images' memory
-        block = images[start:start + 1000].astype(np.int64)
+    for part in blocks(images):                             # some at a time: the squares take eight times the images' memory
+        block = part.astype(np.int64)
         total += block.sum((0, 2, 3))
         squares += (block * block).sum((0, 2, 3))
     count = images.size // images.shape[1]
@@ -71,6 +75,40 @@ class Normalize:
         if {"mean", "std"} != set(saved):
             raise ValueError(f"a saved Normalize has 'mean' and 'std', not {sorted(saved)}")
         return cls(tuple(saved["mean"]), tuple(saved["std"]))
+
+
+def random_resized_crop(images: Images | Sequence[Images], rng: np.random.Generator, size: tuple[int, int],
+                        least: float = 0.08) -> Images:
+    """From each image (C, h, w), of any size, a random box, enlarged or shrunk to `size` (H, W): (n, C, H, W).
+
+    The box covers `least` to all of the image's area, all shares being as likely; its width over its height is between 3/4 and 4/3,
+    all logarithms being as likely. Of ten draws the first that lies inside counts; where none does, the largest box
+    around the middle whose aspect is allowed.
+    Source: Szegedy et al., "Going Deeper with Convolutions", 2015, section 6; the ten draws are those of torchvision's
+    RandomResizedCrop. 40 numbers an image are drawn, whatever comes of them.
+    """
+    if not 0 < least <= 1:
+        raise ValueError(f"least={least} is a share of an image's area, above 0 and at most 1")
+    draws = rng.random((len(images), TRIES, 4))
+    boxes = [_box(image.shape[1:], numbers, least) for image, numbers in zip(images, draws, strict=True)]
+    return np.stack([resized(image, size, box) for image, box in zip(images, boxes, strict=True)])
+
+
+def _box(size: Sequence[int], draws: NDArray[np.float64], least: float) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom), in whole pixels, from draws (tries, 4) between 0 and 1."""
+    h, w = size
+    areas = (least + (1 - least) * draws[:, 0]) * (h * w)
+    aspects = np.exp(np.log(ASPECTS[0]) + np.log(ASPECTS[1] / ASPECTS[0]) * draws[:, 1])
+    widths, heights = np.sqrt(areas * aspects).round().astype(int), np.sqrt(areas / aspects).round().astype(int)
+    fits = (widths > 0) & (widths <= w) & (heights > 0) & (heights <= h)
+    if fits.any():
+        i = fits.argmax()
+        width, height = int(widths[i]), int(heights[i])
+        left, top = int(draws[i, 2] * (w - width + 1)), int(draws[i, 3] * (h - height + 1))
+    else:
+        width, height = min(w, max(1, round(h * ASPECTS[1]))), min(h, max(1, round(w / ASPECTS[0])))
+        left, top = (w - width) // 2, (h - height) // 2
+    return left, top, left + width, top + height
 
 
 def augment(images: Images, rng: np.random.Generator, *, pad: int, flip: bool, cutout: int = 0) -> Images:

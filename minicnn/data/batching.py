@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from .ahead import ahead
 from .imageset import Images, ImageSet, Labels
+from .pictures import ImageFiles
 
-Augmentation = Callable[[Images, np.random.Generator], Images]
+Augmentation = Callable[[Any, np.random.Generator], Images]
 
 # first words of the spawn keys below: what a generator is for, so that no two uses share a stream
 ORDER, AUGMENTATION = 0, 1
@@ -21,13 +24,17 @@ def steps_per_epoch(images: int, batch_size: int, *, drop_last: bool = False) ->
 
 
 def batches(dataset: ImageSet, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True,
-            augmentation: Augmentation | None = None, start: int = 0,
+            augmentation: Augmentation | None = None, originals: bool = False, start: int = 0,
             drop_last: bool = False) -> Iterator[tuple[Images, Labels]]:
     """The batches (images (n, C, H, W) uint8, labels (n,)) of one epoch, from step `start` on, as copies.
 
     Every image comes once an epoch. The order is a function of (seed, epoch), and what `augmentation(images, rng)`
     draws from its generator one of (seed, epoch, step): no generator is carried from batch to batch, so a run that is
     resumed at step k sees, to the bit, what it would have seen uninterrupted, and batches may be made in any order.
+
+    Those of images that stay in their files (`ImageFiles`) are made on threads, ahead of who takes them.
+    originals: `augmentation` gets such images as they are in their files, a list of (C, h, w), each of its own size; it has to
+    resize them, which takes time, so that those of any set are then made ahead.
 
     Raises ValueError, at the call, for a batch size below 1, a negative seed or epoch, no batch at all, or a `start`
     outside of the epoch (its end is inside: no batch is left).
@@ -41,14 +48,18 @@ def batches(dataset: ImageSet, batch_size: int, *, seed: int, epoch: int, shuffl
         raise ValueError(f"start={start}, but the epoch has {steps} steps; give 0 to {steps}")
     order = _generator(seed, ORDER, epoch).permutation(len(dataset)) if shuffle else np.arange(len(dataset))
 
+    pictures = dataset.images
+    in_files = isinstance(pictures, ImageFiles)
+    take = pictures.originals if isinstance(pictures, ImageFiles) and originals else pictures.__getitem__
+
     def batch(step: int) -> tuple[Images, Labels]:
         chosen = order[step * batch_size:(step + 1) * batch_size]
-        images, labels = dataset.images[chosen], dataset.labels[chosen]
+        images, labels = take(chosen), dataset.labels[chosen]
         if augmentation is not None:
             images = augmentation(images, _generator(seed, AUGMENTATION, epoch, step))
         return images, labels
 
-    return map(batch, range(start, steps))
+    return ahead(batch, range(start, steps)) if in_files or originals else map(batch, range(start, steps))
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:

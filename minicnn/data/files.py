@@ -48,6 +48,7 @@ class Entry(NamedTuple):
     name: PurePosixPath         # below the folder, or inside the archive
     where: str                  # for messages
     read: Callable[[], bytes]   # in an archive, only good until the next entry is asked for
+    again: Callable[[], bytes] | None       # the same at any time, on any thread; None in an archive that is compressed
 
 
 def walk(source: Path) -> Iterator[Entry]:
@@ -74,7 +75,8 @@ def _walk_folder(root: Path) -> Iterator[Entry]:
         below[:] = sorted(name for name in below if not name.startswith(".")) if depth < DEEPEST else []
         for name in sorted(name for name in files if not name.startswith(".")):
             path = Path(folder, name)
-            yield Entry(PurePosixPath(path.relative_to(root).as_posix()), str(path), partial(_read_file, path))
+            read = partial(_read_file, path)
+            yield Entry(PurePosixPath(path.relative_to(root).as_posix()), str(path), read, read)
 
 
 def _read_file(path: Path) -> bytes:
@@ -96,6 +98,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _walk_tar(path: Path) -> Iterator[Entry]:
+    plain = _is_plain_tar(path)
     with tarfile.open(path, "r|*", tarinfo=_StrictTarInfo) as archive:
         for member in archive:
             name, where = PurePosixPath(member.name), f"{path}:{member.name}"
@@ -106,7 +109,26 @@ def _walk_tar(path: Path) -> Iterator[Entry]:
                 continue
             if not member.isreg():
                 raise DataError(f"{where}: this entry is a link or a device; pack the archive again with plain files")
-            yield Entry(name, where, partial(_read_member, archive, member))
+            again = partial(_read_at, path, member.offset_data, member.size) if plain and not member.issparse() else None
+            yield Entry(name, where, partial(_read_member, archive, member), again)
+
+
+def _is_plain_tar(path: Path) -> bool:
+    """Whether the files in it lie there as they are, so that each can be read by itself."""
+    try:
+        with tarfile.open(path, "r:"):
+            return True
+    except tarfile.TarError:
+        return False
+
+
+def _read_at(path: Path, start: int, size: int) -> bytes:
+    with reading(path), path.open("rb") as file:
+        file.seek(start)
+        content = file.read(size)
+    if len(content) != size:
+        raise DataError(f"{path}: ends before byte {start + size}, where it had more when it was opened; fetch it again")
+    return content
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -1,33 +1,39 @@
 """Images as files in folders named after their classes, on the disk or in a tar archive."""
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
-from .files import DataError, walk
+from .ahead import ahead, shown
+from .files import DataError, Entry, walk
 from .imageset import Images, ImageSet, hold_out_a_fifth
-from .pictures import SUFFIXES, common_channels, decode, stack
+from .pictures import SUFFIXES, InFile, common_channels, decode, look_at, stack
 
 HALVES = ("train", "test", "val")
 NAMED = 10                      # bad files that a warning names
+SHARE = 0.25                    # of this machine's memory, that images which are decoded once may take
 LAYOUT = "expected CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE (or val/)"
 
 
 class Picture(NamedTuple):
-    """One decoded image file of a tree."""
+    """One image file of a tree."""
 
     above: tuple[str, ...]      # the folders above its half or class: none, or one that wraps everything
     half: str | None            # "train", "test", "val", or None in a tree that is not divided
     label: str                  # the name of its class
     where: str                  # the file, for messages
-    pixels: Images              # (C, H, W)
+    pixels: Images | InFile     # (C, H, W)
 
 
-def image_folder(root: Path | str, size: tuple[int, int] | None = None, *, skip_bad: bool = False) -> tuple[ImageSet, ImageSet]:
+def image_folder(root: Path | str, size: tuple[int, int] | None = None, *, skip_bad: bool = False,
+                 decode: str | None = None) -> tuple[ImageSet, ImageSet]:
     """(train, test) from image files whose folder names their class.
 
     `root` is a folder, or a tar archive (plain, .gz, .bz2, .xz) of one, with either
@@ -39,16 +45,23 @@ def image_folder(root: Path | str, size: tuple[int, int] | None = None, *, skip_
     unless `size=(H, W)` says which: each is then scaled until it just covers H x W, and its centre cut out.
 
     skip_bad: leave out files that are no images or damaged, and warn of them by name, where they are an error by default.
+    decode: "once", all of them now, into memory; or "ahead", whenever they are asked for, on threads ahead of who asks (`batches`),
+    so that a set may be larger than memory. Then each is decoded now, too, but not kept, to know that it can be.
+    By default "once" where that takes at most a quarter of the machine's memory: an epoch then decodes nothing.
 
     Raises
     ------
     DataError
-        Nothing there, another layout, an empty class, a file that is no image, differing sizes.
+        Nothing there, another layout, an empty class, a file that is no image, differing sizes; with decode="ahead" an archive
+        that is compressed, which can only be read from its beginning.
     ImportError
         Pillow is not installed.
     """
+    if decode not in (None, "once", "ahead"):
+        raise ValueError(f'decode={decode!r} must be "once" or "ahead"')
     root = Path(root)
-    pictures = read_tree(root, size=size, skip_bad=skip_bad)
+    later = decode == "ahead" or decode is None and _bytes_decoded(root, size) > SHARE * _memory()
+    pictures = read_tree(root, size=size, skip_bad=skip_bad, later=later)
     halves = {picture.half for picture in pictures}
     name = root.resolve().name.split(".")[0]
     if halves == {None}:
@@ -67,30 +80,25 @@ def image_folder(root: Path | str, size: tuple[int, int] | None = None, *, skip_
     return train, test
 
 
-def read_tree(source: Path, *, size: tuple[int, int] | None = None,
-              halves: Collection[str] | None = None, skip_bad: bool = False) -> list[Picture]:
+def read_tree(source: Path, *, size: tuple[int, int] | None = None, halves: Collection[str] | None = None, skip_bad: bool = False,
+              later: bool = False) -> list[Picture]:
     """Every image file of a folder or an archive, decoded; those of other halves than `halves` are passed over, and those that
-    cannot be decoded, if skip_bad says so.
+    cannot be decoded, if skip_bad says so. later: each is decoded to see that it can be, on threads, and stays in its file.
 
-    Decoding is left to one thread: measured on CIFAR-10's small files, most of it is Python, and a second thread
+    What is kept is decoded on one thread: measured on CIFAR-10's small files, most of it is Python, and a second thread
     fighting for the interpreter's lock made it 1.6 times slower.
     """
     pictures: list[Picture] = []
     bad: list[str] = []
-    for entry in walk(source):
-        if entry.name.suffix.lower() not in SUFFIXES:
-            continue
-        above, half, label = _place(entry.name, entry.where)
-        if pictures and above != pictures[0].above:
-            raise DataError(f"{entry.where}: not as deep in the same folder as {pictures[0].where}; {LAYOUT}")
-        if halves is None or half in halves:
-            content = entry.read()
-            try:
-                pictures.append(Picture(above, half, label, entry.where, decode(content, entry.where, size=size)))
-            except DataError:
-                if not skip_bad:
-                    raise
-                bad.append(entry.where)
+    attempt = partial(_attempt, _known if later else _decoded, size)
+    wanted = (_readable(found, later) for found in _placed(source) if halves is None or found[1] in halves)
+    for found in shown(ahead(attempt, wanted) if later else map(attempt, wanted), "images"):
+        if isinstance(found, Picture):
+            pictures.append(found)
+        elif skip_bad:
+            bad.append(found[0])
+        else:
+            raise found[1]
     if not pictures:
         raise DataError(f"{source}: holds no image files{' in ' + _listed(halves) if halves else ''}"
                         + (f" but {len(bad)} that cannot be read" if bad else "") + f"; {LAYOUT}")
@@ -99,6 +107,69 @@ def read_tree(source: Path, *, size: tuple[int, int] | None = None,
         warnings.warn(f"{len(bad)} of {len(bad) + len(pictures)} image files cannot be read and are left out: "
                       f"{', '.join(bad[:NAMED])}{more}", RuntimeWarning, stacklevel=3)
     return pictures
+
+
+Placed = tuple[tuple[str, ...], str | None, str, Entry]         # what `_place` says, and the file
+
+
+def _placed(source: Path) -> Iterator[Placed]:
+    """The image files, not yet read, each with its place in the tree."""
+    first: Placed | None = None
+    for entry in walk(source):
+        if entry.name.suffix.lower() in SUFFIXES:
+            found = (*_place(entry.name, entry.where), entry)
+            first = first or found
+            if found[0] != first[0]:
+                raise DataError(f"{entry.where}: not as deep in the same folder as {first[3].where}; {LAYOUT}")
+            yield found
+
+
+def _attempt(take: Callable[[Entry, tuple[int, int] | None], Images | InFile], size: tuple[int, int] | None,
+             found: Placed) -> Picture | tuple[str, DataError]:
+    """The picture; or which file it is, and what is wrong with it."""
+    above, half, label, entry = found
+    try:
+        return Picture(above, half, label, entry.where, take(entry, size))
+    except DataError as error:
+        return entry.where, error
+
+
+def _decoded(entry: Entry, size: tuple[int, int] | None) -> Images:
+    return decode(entry.read(), entry.where, size=size)
+
+
+def _known(entry: Entry, size: tuple[int, int] | None) -> InFile:
+    assert entry.again is not None
+    return look_at(entry.again, entry.where, size)
+
+
+def _readable(found: Placed, later: bool) -> Placed:
+    entry = found[3]
+    if later and entry.again is None:
+        raise DataError(f"{entry.where}: in an archive that is compressed no image can be read by itself; to have them decoded as "
+                        "they are needed, unpack it, or decompress it to a plain .tar")
+    return found
+
+
+def _bytes_decoded(source: Path, size: tuple[int, int] | None) -> int:
+    """About how much memory the images of a tree take, decoded, by the first that is one; 0 of an archive that is compressed."""
+    count = one = 0
+    for *_, entry in _placed(source):
+        if entry.again is None:
+            return 0
+        count += 1
+        if not one:
+            with suppress(DataError):           # of a bad file, `read_tree` says so
+                one = _decoded(entry, size).nbytes
+    return count * one
+
+
+def _memory() -> float:
+    """Bytes that this machine has; no end of them where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def divide(pictures: Sequence[Picture], classes: Sequence[str], names: Sequence[str],

@@ -19,7 +19,7 @@ class ImageSet:
 
     Attributes
     ----------
-    images : uint8 array (N, C, H, W), 0 black to 255 full
+    images : uint8 array (N, C, H, W), 0 black to 255 full; or `ImageFiles`, which is indexed like one
     labels : int64 array (N,), each an index into `classes`
     classes : the names of the classes
     name : for people: where the images come from, and which part of them these are
@@ -54,14 +54,14 @@ class ImageSet:
         return f"<ImageSet {self.name}: {len(self)} images of {size}, {len(self.classes)} classes>"
 
     def subset(self, indices: ArrayLike) -> ImageSet:
-        """The images at these positions (integers, 0 to N-1), in this order; a copy."""
+        """The images at these positions (integers, 0 to N-1), in this order; a copy, of those in memory."""
         index = np.asarray(indices)
         if index.size == 0:
             index = index.astype(np.int64)              # np.asarray([]) is float64
         inside = not index.size or 0 <= index.min() <= index.max() < len(self)
         if index.ndim != 1 or index.dtype.kind not in "iu" or not inside:
             raise ValueError(f"{self.name}: a subset takes positions from 0 to {len(self) - 1}, not {indices!r:.60}")
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        return replace(self, images=self.images.take(index, axis=0), labels=self.labels[index])
 
 
 def out_of_range(labels: Labels, classes: int) -> str:

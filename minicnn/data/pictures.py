@@ -2,13 +2,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 
+from .ahead import ahead, shown
 from .files import DataError, one_line, reading
 from .imageset import Images, ImageSet
 
@@ -65,21 +69,102 @@ def decode(content: bytes, where: str, *, size: tuple[int, int] | None = None, c
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def common_channels(pictures: Sequence[Images], names: Sequence[str]) -> int:
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """A picture that stays in its file; what is known of it once it has been decoded."""
+
+    where: str                          # for messages
+    read: Callable[[], bytes]           # its file, at any time and on any thread
+    shape: tuple[int, ...]              # (C, H, W), as `decode` gives it
+    crc: int                            # a checksum of the file
+
+
+def look_at(read: Callable[[], bytes], where: str, size: tuple[int, int] | None) -> InFile:
+    """Decode a picture, so that it is known to be one, and let it go again."""
+    content = read()
+    return InFile(where, read, decode(content, where, size=size).shape, zlib.crc32(content))
+
+
+class ImageFiles:
+    """Images that stay in their files: to whoever indexes it a uint8 array (N, C, H, W), each decoded when it is asked for.
+
+    Nothing is kept, so a set may be larger than memory. `batches` asks ahead, on threads.
+    """
+
+    ndim, dtype = 4, np.dtype(np.uint8)
+
+    def __init__(self, pictures: Sequence[InFile], channels: int, size: tuple[int, int]) -> None:
+        self.pictures, self.channels, self._size = list(pictures), channels, size
+        self.shape = (len(self.pictures), channels, *size)
+        self.size = math.prod(self.shape)
+
+    @property
+    def crcs(self) -> np.ndarray[Any, Any]:
+        """(N,) the checksum of each file."""
+        return np.array([picture.crc for picture in self.pictures], np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: Any) -> Images:
+        if isinstance(index, (int, np.integer)):
+            return self._decoded(self.pictures[index])
+        chosen = self._chosen(index)
+        images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        for image, picture in zip(images, chosen, strict=True):
+            image[...] = self._decoded(picture)
+        return images
+
+    def take(self, index: Any, axis: int = 0) -> ImageFiles:
+        """Those images, still in their files."""
+        return ImageFiles(self._chosen(index), self.channels, self._size)
+
+    def originals(self, index: Any) -> list[Images]:
+        """Those images as they are in their files, each (C, h, w) of its own size."""
+        return [decode(picture.read(), picture.where, channels=self.channels) for picture in self._chosen(index)]
+
+    def _chosen(self, index: Any) -> list[InFile]:
+        return [self.pictures[i] for i in np.arange(len(self))[index]]
+
+    def _decoded(self, picture: InFile) -> Images:
+        return decode(picture.read(), picture.where, size=self._size, channels=self.channels)
+
+
+def blocks(images: Images) -> Iterator[Images]:
+    """The images, some at a time, in order; those that are in files are decoded by threads."""
+    step = max(1, 2**22 // math.prod(images.shape[1:]))
+    parts = [slice(start, start + step) for start in range(0, len(images), step)]
+    if isinstance(images, ImageFiles):
+        return shown(ahead(images.__getitem__, parts), "statistics", len(parts))
+    return (images[part] for part in parts)
+
+
+def common_channels(pictures: Sequence[Images | InFile], names: Sequence[str]) -> int:
     """The channels that images (C, H, W) of one set get: 1 if all are grey, else 3. DataError if their sizes differ."""
     for picture, name in zip(pictures, names, strict=True):
         if picture.shape[1:] != pictures[0].shape[1:]:
             raise DataError(f"{name} is {_size(picture)}, but {names[0]} is {_size(pictures[0])} (height x width); "
                             "a set has one size: pass size=(height, width) to resize and centre-crop its images")
-    return max(len(picture) for picture in pictures)
+    return max(picture.shape[0] for picture in pictures)
 
 
-def stack(pictures: Sequence[Images], channels: int) -> Images:
-    """Images (1 or C, H, W) of one size as (N, C, H, W); a grey one fills all C channels."""
+def stack(pictures: Sequence[Images | InFile], channels: int) -> Images:
+    """Images (1 or C, H, W) of one size as (N, C, H, W); a grey one fills all C channels. Those that are in files stay there."""
+    if isinstance(pictures[0], InFile):
+        size = cast("tuple[int, int]", pictures[0].shape[1:])
+        return cast("Images", ImageFiles(cast("Sequence[InFile]", pictures), channels, size))
     images = np.empty((len(pictures), channels, *pictures[0].shape[1:]), np.uint8)
     for image, picture in zip(images, pictures, strict=True):
         image[...] = picture
     return images
+
+
+def resized(picture: Images, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Images:
+    """An image (C, h, w), or the box (left, top, right, bottom) of it, as (C, H, W): bilinear, averaging where it shrinks."""
+    image_module, _ = _pillow()
+    planes = [image_module.fromarray(np.ascontiguousarray(plane)).resize(size[::-1], image_module.Resampling.BILINEAR, box)
+              for plane in picture]
+    return np.stack([np.asarray(plane) for plane in planes])
 
 
 def fitted(dataset: ImageSet, in_shape: Sequence[int]) -> ImageSet:
@@ -89,6 +174,8 @@ def fitted(dataset: ImageSet, in_shape: Sequence[int]) -> ImageSet:
     if images.shape[1] not in (1, channels):
         raise ValueError(f"{dataset.name} has images of {images.shape[1]} channels, but the model takes {channels}; only grey "
                          "ones can be given more")
+    if isinstance(images, ImageFiles):          # they are decoded to what is wanted
+        return replace(dataset, images=cast("Images", ImageFiles(images.pictures, channels, (height, width))))
     if images.shape[2:] != (height, width):
         image_module, image_ops = _pillow()
         planes = [image_ops.fit(image_module.fromarray(plane), (width, height), image_module.Resampling.BILINEAR)
@@ -97,7 +184,7 @@ def fitted(dataset: ImageSet, in_shape: Sequence[int]) -> ImageSet:
     return replace(dataset, images=np.ascontiguousarray(np.broadcast_to(images, (len(images), *in_shape))))
 
 
-def _size(picture: Images) -> str:
+def _size(picture: Images | InFile) -> str:
     return "{} x {}".format(*picture.shape[1:])
 
 

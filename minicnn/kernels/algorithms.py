@@ -2,7 +2,7 @@
 
     "im2col"    gather the windows, one matrix product: any convolution, the reference, float64's own
     "direct"    one matrix product for each tap of the window: any convolution, the least memory
-    "winograd"  3x3 of stride 1 with a quarter of the multiplications: NumPy arrays, padding up to 2
+    "winograd"  3x3 of stride 1 with a quarter of the multiplications: padding up to 2, on NumPy and CuPy
     "auto"      the fastest, by a table of measurements (auto.json, which `minicnn bench tune` writes anew)
 
 Chosen for one call (`conv2d(..., algorithm="winograd")`: an error where it cannot) or for all calls inside a block
@@ -20,11 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array
+from minicnn.backend import Array, compiles_cuda
+from minicnn.kernels.precision import get_precision
 from minicnn.kernels.windows import Windows
 
 ALGORITHMS = ("direct", "im2col", "winograd")
 TABLE = Path(__file__).with_name("auto.json")
+
+# On a GPU in full float32, Winograd saves multiplications; in TF32 im2col's are so fast that little is left to be saved. Worked out
+# from the operations and the bytes of either, not measured yet.
+WINOGRAD_CHANNELS = 64
 
 _wish: ContextVar[str] = ContextVar("algorithm", default="auto")
 
@@ -44,8 +49,13 @@ def algorithm(name: str) -> Iterator[None]:
 
 def supports(name: str, array: Array, windows: Windows, groups: int = 1) -> bool:
     """Whether an algorithm can convolve this array with such windows."""
-    return _known(name) != "winograd" or (isinstance(array, np.ndarray) and groups == 1 and windows.kernel_size == (3, 3)
+    return _known(name) != "winograd" or (_transforms(array) and groups == 1 and windows.kernel_size == (3, 3)
                                          and windows.stride == windows.dilation == (1, 1) and max(windows.padding) <= 2)
+
+
+def _transforms(array: Array) -> bool:
+    """Whether there are Winograd's transforms for such arrays."""
+    return isinstance(array, np.ndarray) or (compiles_cuda(array) and array.dtype.char in "fd")
 
 
 def choose(wanted: str | None, which: str, array: Array, windows: Windows, groups: int, channels: int, filters: int,
@@ -76,10 +86,13 @@ def _known(name: str) -> str:
 def _fastest(which: str, array: Array, windows: Windows, groups: int, channels: int, filters: int, pixels: int) -> str:
     """im2col, unless the table measured something else faster on the nearest shape; float64 is always by the reference.
 
-    The table is about 3x3 windows on NumPy arrays, those of stride 1 and longer strides each for themselves.
+    The table is about 3x3 windows on NumPy arrays, those of stride 1 and longer strides each for themselves. On a GPU it is a rule.
     """
-    if array.dtype != np.float32 or not isinstance(array, np.ndarray) or groups > 1 or windows.kernel_size != (3, 3):
+    if array.dtype != np.float32 or groups > 1 or windows.kernel_size != (3, 3):
         return "im2col"
+    if not isinstance(array, np.ndarray):
+        many = min(channels, filters) >= WINOGRAD_CHANNELS and get_precision() == "fp32"
+        return "winograd" if many and supports("winograd", array, windows) else "im2col"
     name = _nearest(which, max(windows.stride) > 1, channels, filters, pixels)
     return name if supports(name, array, windows, groups) else "im2col"
 

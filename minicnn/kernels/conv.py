@@ -18,7 +18,7 @@ from minicnn.backend import Array, array_module
 from minicnn.kernels import im2col, tapwise, winograd
 from minicnn.kernels.algorithms import choose
 from minicnn.kernels.blocks import Finish
-from minicnn.kernels.elementwise import channelwise, rectify
+from minicnn.kernels.elementwise import Affine
 from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last
 
 FORWARD = {"im2col": im2col.convolve, "direct": tapwise.convolve, "winograd": winograd.convolve}
@@ -68,21 +68,9 @@ def conv2d_weight_grad(x: Array, dy: Array, windows: Windows, groups: int = 1, a
     return filters_first(WEIGHT_GRAD[name](channels_last(x), channels_last(dy), windows))
 
 
-def affine(scale: Array | None, shift: Array | None, residual: Array | None, rectified: bool) -> Finish:
-    """What to do with a block: scale each channel and shift it, add the same rows of the residual, rectify."""
-    others = None if residual is None else channels_last(residual).reshape(-1, residual.shape[1])
-
-    def finish(rows: Array, first: int) -> None:
-        xp = array_module(rows)
-        if scale is not None:
-            channelwise(xp.multiply, rows, scale, rows)
-        if shift is not None:
-            channelwise(xp.add, rows, shift, rows)
-        if others is not None:
-            rows += others[first:first + len(rows)]
-        if rectified:
-            rectify(rows, rows)
-    return finish
+def affine(scale: Array | None, shift: Array | None, residual: Array | None, rectified: bool) -> Affine:
+    """What comes after a convolution, of (N, K, P, Q): scale each channel and shift it, add a residual, rectify."""
+    return Affine(scale, shift, None if residual is None else channels_last(residual).reshape(-1, residual.shape[1]), rectified)
 
 
 # ---------------------------------------------------------------- their parts

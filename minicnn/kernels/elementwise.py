@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import ELEMENTS, each, empty, slices
+from minicnn.kernels.dispatch import has_cuda
 
 _zeros = {np.dtype(kind): np.zeros(ELEMENTS, kind) for kind in ("float32", "float64")}
 
@@ -42,16 +44,40 @@ def channelwise(ufunc: np.ufunc, rows: Array, per_channel: Array, out: Array) ->
     return ufunc(rows, per_channel, out=out)
 
 
+@dataclass(frozen=True)
+class Affine:
+    """What to do with each block of a result, a `Finish`: scale each channel, shift it, add a residual's same rows, rectify."""
+
+    scale: Array | None = None              # (C,)
+    shift: Array | None = None              # (C,)
+    residual: Array | None = None           # all its rows, (m, C)
+    rectified: bool = False
+
+    def __call__(self, rows: Array, first: int) -> None:
+        xp = array_module(rows)
+        if self.scale is not None:
+            channelwise(xp.multiply, rows, self.scale, rows)
+        if self.shift is not None:
+            channelwise(xp.add, rows, self.shift, rows)
+        if self.residual is not None:
+            rows += self.residual[first:first + len(rows)]
+        if self.rectified:
+            rectify(rows, rows)
+
+
+@has_cuda
 def relu(x: Array) -> Array:
     """max(x, 0)"""
     return blockwise(lambda out, a: rectify(a, out), x)
 
 
+@has_cuda
 def relu_grad(dy: Array, y: Array) -> Array:
     """dy where y > 0, else 0"""
     return blockwise(lambda out, a, g: array_module(g).multiply(g, a > 0, out=out), y, dy)
 
 
+@has_cuda
 def add_relu(a: Array, b: Array) -> Array:
     """max(a + b, 0)"""
     return blockwise(lambda out, a, b: rectify(array_module(a).add(a, b, out=out), out), a, b)

@@ -28,6 +28,7 @@ import numpy as np
 from minicnn.backend import Array, array_module
 from minicnn.kernels import tapwise
 from minicnn.kernels.blocks import PER_NUMBER, Finish, a_share, copy_padded, copy_pixels, each, empty, scratch, slices, total
+from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.linear import product
 from minicnn.kernels.tiles import multiply, sum_of_products, tiled
 from minicnn.kernels.windows import Pair, Windows, channels_last, slide
@@ -79,6 +80,7 @@ def col2im(columns: Array, in_size: Any, kernel_size: Any, stride: Any = 1, padd
 
 
 # ---------------------------------------------------------------- the convolution and its gradient in the weights
+@has_cuda
 def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows, finish: Finish | None = None) -> Array:
     """(N, H, W, C), (kh, kw, C, K), (K,) -> (N, P, Q, K)."""
     xp, k = array_module(image), filters.shape[3]
@@ -106,6 +108,7 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     return y
 
 
+@has_cuda
 def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     """(N, H, W, C), (N, P, Q, K) -> (kh, kw, C, K): columns^T dy."""
     xp, (n, p, q, k) = array_module(image), dy.shape
@@ -126,6 +129,7 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     return total(xp, summed, blocks).reshape(shape) if blocks else xp.zeros(shape, image.dtype)
 
 
+@has_cuda
 def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windows) -> Array:
     """(N, P, Q, K), (kh, kw, C, K) -> (N, H, W, C).
 

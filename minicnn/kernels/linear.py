@@ -18,9 +18,11 @@ import numpy as np
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import PER_NUMBER, WORTH_SHARING, each, empty, slices
+from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.tiles import TILE, WIDTH
 
 
+@has_cuda
 def product(a: Array, b: Array, out: Array | None = None) -> Array:
     """a b: (m, k), (k, n) -> (m, n), written to `out` if it is given."""
     xp, (m, k), n = array_module(a, b), a.shape, b.shape[1]

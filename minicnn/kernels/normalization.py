@@ -13,24 +13,30 @@ import numpy as np
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import each, empty, row_blocks, scratch, total
+from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.elementwise import channelwise, rectify
 from minicnn.kernels.windows import channels_first, channels_last
 
 
-def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool = False) -> tuple[Array, Array, Array]:
+@has_cuda
+def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool = False,
+              residual: Array | None = None) -> tuple[Array, Array, Array]:
     """(N, C, H, W) -> y, the mean of each channel (C,), its biased variance (C,).
 
-    y = weight (x - mean) / sqrt(var + eps) + bias = scale x + shift
+    y = weight (x - mean) / sqrt(var + eps) + bias = scale x + shift;   a residual is added before y is rectified
     """
     xp, rows = array_module(x), _rows(x)
     mean, var = moments(rows)
     y = empty(xp, rows.shape, rows.dtype)
     scale = weight * (var + eps) ** -0.5
     shift = bias - mean * scale
+    others = None if residual is None else _rows(residual)
 
     def one(part: slice) -> None:
         out = channelwise(xp.multiply, rows[part], scale, y[part])
         channelwise(xp.add, out, shift, out)
+        if others is not None:
+            out += others[part]
         if rectified:
             rectify(out, out)
 
@@ -69,6 +75,7 @@ SHARE_OF_SQUARE = 0.1       # below it, the variance has lost a digit or more to
 LONG_ROW = 512              # numbers: in shorter rows NumPy's loop hardly gets going
 
 
+@has_cuda
 def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, eps: float, want_dx: bool,
                    y: Array | None = None) -> tuple[Array | None, Array, Array]:
     """dx, dweight, dbias in as few passes as NumPy allows, from the saved statistics.
@@ -111,6 +118,19 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
 
     each(xp, one, blocks, 4 * x_rows.size)
     return _image(dx, x), dweight, dbias
+
+
+@has_cuda
+def follow(running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, m: int) -> None:
+    """running += momentum (batch - running), in place: (C,) all; of the variance the unbiased one, over m - 1 of the m numbers."""
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (m / (m - 1)) - running_var)
+
+
+@has_cuda
+def channel_total(x: Array) -> Array:
+    """(N, C, H, W) -> (C,): the sum of each channel."""
+    return x.sum(axis=(0, 2, 3))
 
 
 def channel_sum(rows: Array, times: Array | None = None) -> Array:

@@ -13,9 +13,11 @@ import numpy as np
 
 from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import ELEMENTS, each, empty, scratch, slices
+from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last, of_some
 
 
+@has_cuda
 def max_pool2d(x: Array, windows: Windows) -> Array:
     """(N, C, H, W) -> the largest of each window (N, C, P, Q).
 
@@ -54,6 +56,7 @@ def _largest(out: Array, taps: list[tuple[Array, Array]]) -> None:
         xp.maximum(part, seen, out=part)
 
 
+@has_cuda
 def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:
     """dL/dx: each output's gradient to the pixel that it is; of equals, to the first tap in row-major order.
 
@@ -64,7 +67,8 @@ def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:
     n, (p, q, c), in_size = len(x), best.shape[1:], x.shape[2:]
     taps = list(windows.taps(in_size, (p, q)))
     dx = empty(xp, image.shape, x.dtype)
-    once = windows.kernel_size == windows.stride and (p * windows.stride[0], q * windows.stride[1]) == in_size    # no overlap
+    (sh, sw), padded = windows.stride, windows.padding != (0, 0)
+    once = windows.kernel_size == (sh, sw) and (p * sh, q * sw) == in_size and not padded     # every pixel is in one window
 
     def one(i: Any) -> None:
         if not once:

@@ -87,9 +87,10 @@ class Windows:
 
     @functools.lru_cache(maxsize=1024)      # noqa: B019 (a few sizes a model; they may stay)
     def out_size(self, in_size: Pair) -> Pair:
-        """(H, W) -> (P, Q); ValueError where the padded image is smaller than the window."""
+        """(H, W) -> (P, Q); ValueError where the padded image is smaller than the window, in ceil mode by a whole stride."""
         room = self._along(lambda n, p, r: n + 2 * p - r, in_size, self.padding, self.reach)
-        if min(room) < 0:
+        lacking = self._along(lambda room, s: room <= -s if self.ceil_mode else room < 0, room, self.stride)
+        if any(lacking):
             raise ValueError(f"an image of {in_size[0]} x {in_size[1]} with padding {self.padding} is smaller than the window of "
                              f"{self.reach[0]} x {self.reach[1]} (kernel_size={self.kernel_size}, dilation={self.dilation}); "
                              "use a larger image, a smaller kernel or more padding")

@@ -49,6 +49,7 @@ import numpy as np
 
 from minicnn import memory
 from minicnn.kernels.blocks import PER_NUMBER, Finish, copy_padded, copy_pixels, slices, threads_for, total
+from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.tiles import multiply, multiply_planes, multiply_transposed, tiled
 from minicnn.kernels.windows import Pair, Windows
 from minicnn.threads import get_num_threads, parallel, workspace
@@ -93,6 +94,7 @@ class Block(NamedTuple):
 
 
 # ---------------------------------------------------------------- the maps
+@has_cuda
 def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows, finish: Finish | None = None) -> Array:
     """(N, H, W, C), (3, 3, C, K), (K,) -> (N, P, Q, K) with P = H + 2 padding - 2, Q alike."""
     n, h, w, c = image.shape
@@ -128,6 +130,7 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     return y
 
 
+@has_cuda
 def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windows) -> Array:
     """(N, P, Q, K), (3, 3, C, K) -> (N, H, W, C): the convolution of dy with the filters turned by 180 degrees.
 
@@ -137,6 +140,7 @@ def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windo
     return convolve(dy, filters[::-1, ::-1].transpose(0, 1, 3, 2), None, Windows.of(3, 1, (2 - down, 2 - right)))
 
 
+@has_cuda
 def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     """(N, H, W, C), (N, P, Q, K) -> (3, 3, C, K): dg = G^T [ sum over tiles of (B^T d B) * (A dY A^T) ] G."""
     c, (n, p, q, k), dtype = image.shape[3], dy.shape, image.dtype

@@ -197,7 +197,7 @@ class Branches(Layer):
 
 
 class FusedResidual(Fused):
-    """A residual addition and the ReLU after it; at inference both are done by the body's last convolution."""
+    """A residual addition and the ReLU after it; both are done by the convolution and batch norm that the body ends in."""
 
     def __init__(self, residual: Residual) -> None:
         self.residual = residual
@@ -206,7 +206,7 @@ class FusedResidual(Fused):
     def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
         steps = fused(self.residual.body.children())
         last = steps[-1][1] if type(self.residual.body) is Sequential and steps else None
-        if not (isinstance(last, FusedConv2d) and last.norm is not None and not last.norm.learns(train) and not last.rectified):
+        if not (isinstance(last, FusedConv2d) and last.norm is not None and not last.rectified):
             return ops.add_relu(*self.residual.branches(x, train, rng))
         (body_name, body), (shortcut_name, shortcut) = self.residual.children()
         with inside(body_name, body):
@@ -214,7 +214,7 @@ class FusedResidual(Fused):
         with inside(shortcut_name, shortcut):
             residual = shortcut(x, train, rng)
         with inside(body_name, body), inside(*_first(*steps[-1])):
-            return last.at_inference(before, residual, rectified=True)
+            return last.onto(residual, before, train, rng)
 
 
 def _as_layer(value: Any, where: int | str) -> Layer:

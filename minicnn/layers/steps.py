@@ -91,10 +91,11 @@ class BatchNorm2d(Layer):
         self.num_batches_tracked = np.zeros((), np.int64)
         return in_shape
 
-    def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None, rectified: bool = False) -> Tensor:
+    def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None, rectified: bool = False,
+                residual: Tensor | None = None) -> Tensor:
         learning = self.learns(train)
         y = ops.batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, train=learning,
-                           momentum=self.momentum, eps=self.eps, rectified=rectified)
+                           momentum=self.momentum, eps=self.eps, rectified=rectified, residual=residual)
         self.num_batches_tracked += learning
         return y
 
@@ -275,6 +276,13 @@ class FusedConv2d(Fused):
 
     def join(self, following: Layer) -> Layer | None:
         return None if self.rectified or type(following) is not ReLU else FusedConv2d(self.conv, self.norm, rectified=True)
+
+    def onto(self, residual: Tensor, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
+        """max(this of x + residual, 0), in the passes that the batch norm takes."""
+        assert self.norm is not None
+        if self.norm.learns(train):
+            return self.norm.forward(self.conv.forward(x, train, rng), train, rng, rectified=True, residual=residual)
+        return self.at_inference(x, residual, rectified=True)
 
     def at_inference(self, x: Tensor, residual: Tensor | None, rectified: bool) -> Tensor:
         """The same by the running statistics, with a residual that is added before the ReLU."""

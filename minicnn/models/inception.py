@@ -45,14 +45,15 @@ def stage(blocks: dict[str, Widths], branch5x5: int) -> list[Layer]:
 @takes_weights
 def googlenet(num_classes: int = 1000, in_shape: Sequence[int] = (3, 224, 224), *, branch5x5: int = 5, seed: int = 0,
               dtype: Any = np.float32, dropout: float = 0.2) -> Sequential:
-    """Nine inception blocks, 22 layers deep; images of at least 31 x 31. The pools run in ceil mode.
+    """Nine inception blocks, 22 layers deep; images of at least 15 x 15. The pools run in ceil mode.
 
     branch5x5: kernel of the third branch, 5 as in the paper; 3 in torchvision's by a known slip, which its published weights need.
     dropout: share of the features dropped before the classes.
 
-    There are no auxiliary heads. torchvision's checkpoint has them (aux1, aux2) and loads with strict=False, which reports them.
-    Its weights expect pixels of 0..1 as (x - 0.5) / 0.5: torchvision's model brings what was normalised with ImageNet's mean and
-    deviation to that by itself (transform_input), this one takes its input as it is.
+    There are no auxiliary heads. torchvision's checkpoint has them (aux1, aux2): weights="imagenet" passes over them and takes the
+    kernel from the file; load_state_dict takes it with strict=False, which reports them. Its weights expect pixels of 0..1 as
+    (x - 0.5) / 0.5: torchvision's model brings what was normalised with ImageNet's mean and deviation to that by itself
+    (transform_input), this one takes its input as it is.
     """
     if branch5x5 not in (5, 3):
         raise ValueError(f"branch5x5={branch5x5!r} must be 5, the paper's kernel, or 3, which torchvision's weights need")

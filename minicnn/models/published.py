@@ -1,18 +1,20 @@
 """Weights that somebody has published, for the models they are of: resnet18(weights="imagenet").
 
 torchvision's were trained on pixels divided by 255, less the mean (0.485, 0.456, 0.406) of red, green and blue, divided by their
-deviation (0.229, 0.224, 0.225); the classes are ImageNet's 1000.
+deviation (0.229, 0.224, 0.225); GoogLeNet's, which come from elsewhere, on (pixel / 255 - 0.5) / 0.5. The classes are ImageNet's
+1000.
 """
 from __future__ import annotations
 
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from minicnn.layers import Sequential
+from minicnn.layers.base import unwrapped
 from minicnn.weights import SUFFIXES, load
 from minicnn.weights.fetch import fetch, file_name
 
@@ -36,10 +38,17 @@ PUBLISHED = {
         "resnet50": TORCHVISION + "resnet50-0676ba61.pth",
         "resnet101": TORCHVISION + "resnet101-63fe2227.pth",
         "resnet152": TORCHVISION + "resnet152-394f9c45.pth",
+        "googlenet": TORCHVISION + "googlenet-1378be20.pth",
     },
 }
 
-IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))       # their mean and deviation, of pixel / 255
+# What was done to the pixels: (mean, deviation) of pixel / 255. torchvision's GoogLeNet brings what was normalised by ImageNet's to
+# (pixel / 255 - 0.5) / 0.5 by itself (transform_input).
+IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PIXELS = {"googlenet": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+
+# Heads that a model has in its training alone, in torchvision's files; {model: how their names begin}.
+AUXILIARY = {"googlenet": ("aux1.", "aux2.")}
 
 
 class Model(Protocol):
@@ -60,10 +69,11 @@ def takes_weights(build: Callable[..., Sequential]) -> Model:
 
     @functools.wraps(build)
     def built(*sizes: Any, weights: Weights | None = None, **options: Any) -> Sequential:
-        state = None if weights is None else load(find(build.__name__, weights))
-        model = build(*sizes, **options)
-        if state is not None:
-            model.load_state_dict(state)
+        if weights is None:
+            return build(*sizes, **options)
+        state, form = of_model(build.__name__, load(find(build.__name__, weights)))
+        model = build(*sizes, **{**form, **options})
+        model.load_state_dict(state)
         return model
 
     given = list(inspect.signature(build).parameters.values())
@@ -71,6 +81,26 @@ def takes_weights(build: Callable[..., Sequential]) -> Model:
     weights = inspect.Parameter("weights", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Weights | None")
     setattr(built, "__signature__", inspect.signature(build).replace(parameters=[*of_place, weights, *given[len(of_place):]]))     # noqa: B010
     return built
+
+
+def of_model(model: str, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the state, options) for the model function of that name, from a checkpoint of it.
+
+    The state is without auxiliary heads, which only training needs. The options are what the state itself says of the model's form:
+    of GoogLeNet the kernel of the third branch, of a ResNet for CIFAR its shortcuts.
+    """
+    state = {name: array for name, array in unwrapped(checkpoint).items() if not name.startswith(AUXILIARY.get(model, ()))}
+    kernel = state.get("inception3a.branch3.1.conv.weight")
+    if model == "googlenet" and getattr(kernel, "ndim", 0) == 4:
+        return state, {"branch5x5": int(kernel.shape[-1])}      # type: ignore[union-attr]
+    if "layer2.0.shortcut.0.weight" in state:
+        return state, {"shortcut": "B"}
+    return state, {}
+
+
+def pixels_of(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, deviation) of pixel / 255, a number a channel, that the model's "imagenet" weights expect to have been taken off."""
+    return PIXELS.get(model, IMAGENET_PIXELS)
 
 
 def find(model: str, weights: Weights) -> Path:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from minicnn.autograd import op
-from minicnn.backend import Array
+from minicnn.backend import Array, is_array
 from minicnn.kernels import conv as kernels
 from minicnn.kernels.conv import affine
-from minicnn.kernels.elementwise import rectify
+from minicnn.kernels.normalization import channel_total
 from minicnn.kernels.windows import Windows
 from minicnn.ops.activation import where_positive
 from minicnn.ops.movement import sum
@@ -52,7 +52,7 @@ def conv2d_dweight(dy, x, weight_shape, stride, padding, dilation, groups, algor
 
 @conv2d.backward("bias")
 def conv2d_dbias(dy):
-    return sum(dy, (0, 2, 3))
+    return total(dy)
 
 
 @op
@@ -64,7 +64,7 @@ def conv2d_relu(x: Array, weight: Array, bias: Array | None = None, *, stride: A
     """
     windows = Windows.of(_kernel_size(weight), stride, padding, dilation)
     _check(x, weight, bias, groups)
-    return kernels.conv2d(x, weight, bias, windows, groups, algorithm, finish=lambda rows, first: rectify(rows, rows))
+    return kernels.conv2d(x, weight, bias, windows, groups, algorithm, finish=affine(None, None, None, True))
 
 
 @conv2d_relu.backward("x", "weight", "bias")
@@ -73,7 +73,7 @@ def conv2d_relu_backward(dy, x, weight, y, stride, padding, dilation, groups, al
     dz = where_positive(dy, y)
     return (conv2d_input_grad(dz, weight, x.shape[2:], **settings) if "x" in wanted else None,
             conv2d_weight_grad(x, dz, weight.shape[2:], **settings) if "weight" in wanted else None,
-            sum(dz, (0, 2, 3)) if "bias" in wanted else None)
+            total(dz) if "bias" in wanted else None)
 
 
 @op
@@ -108,8 +108,8 @@ def conv2d_affine_backward(dy, x, weight, scale, y, rectified, stride, padding, 
     scaled = dz * scale.reshape(-1, 1, 1)
     return (conv2d_input_grad(scaled, weight, x.shape[2:], **settings) if "x" in wanted else None,
             conv2d_weight_grad(x, scaled, weight.shape[2:], **settings) if "weight" in wanted else None,
-            sum(dz * conv2d(x, weight, **settings), (0, 2, 3)) if "scale" in wanted else None,
-            sum(dz, (0, 2, 3)) if "shift" in wanted else None,
+            total(dz * conv2d(x, weight, **settings)) if "scale" in wanted else None,
+            total(dz) if "shift" in wanted else None,
             dz if "residual" in wanted else None)
 
 
@@ -157,6 +157,11 @@ def conv2d_weight_grad_dx(g, dy, x_shape, stride, padding, dilation, groups, alg
 @conv2d_weight_grad.backward("dy")
 def conv2d_weight_grad_ddy(g, x, stride, padding, dilation, groups, algorithm):
     return conv2d(x, g, stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)
+
+
+def total(dy: Any) -> Any:
+    """(N, K, P, Q) -> (K,): the sum of each channel, which is what a bias's gradient is."""
+    return channel_total(dy) if is_array(dy) else sum(dy, (0, 2, 3))
 
 
 def _kernel_size(weight: Array) -> tuple[int, int]:

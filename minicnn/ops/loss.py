@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from minicnn.autograd import Tensor, op
-from minicnn.backend import Array, array_module, device_of, is_array, to_device
+from minicnn.backend import Array, device_of, is_array, to_device
+from minicnn.kernels import loss as kernels
 from minicnn.ops.activation import softmax
 
 
@@ -29,21 +30,18 @@ def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
 
     with the target t: 1 at the label, 0 elsewhere, before smoothing. Labels are taken to be in range.
     """
-    z = logits - logits.max(axis=1, keepdims=True)          # the same loss, and no overflow
-    target = _target(labels, z.shape[1], label_smoothing, z.dtype)
-    return (np.log(np.exp(z).sum(axis=1)) - (target * z).sum(axis=1)).mean()
+    return kernels.cross_entropy(logits, labels, label_smoothing)
 
 
 @softmax_cross_entropy.backward("logits")
 def softmax_cross_entropy_dlogits(dy, logits, labels, label_smoothing):
-    target = _target(labels, logits.shape[1], label_smoothing, logits.dtype)
+    target = kernels.distribution(labels, logits.shape[1], label_smoothing, logits.dtype)
     return (softmax(logits) - target) * (dy * (1.0 / len(labels)))
 
 
-def _target(labels: Array, classes: int, label_smoothing: float, dtype: np.dtype[Any]) -> Array:
-    """(N,) -> (N, classes): the distribution that the prediction is compared with."""
-    hit = (labels[:, None] == array_module(labels).arange(classes)).astype(dtype)
-    return hit * (1.0 - label_smoothing) + label_smoothing / classes if label_smoothing else hit
+@softmax_cross_entropy.backward("logits", fused=True)
+def softmax_cross_entropy_fused_dlogits(dy, logits, labels, label_smoothing):
+    return kernels.cross_entropy_grad(dy, logits, labels, label_smoothing)
 
 
 def _check(logits: Any, labels: Array, label_smoothing: float) -> None:

@@ -14,34 +14,39 @@ from typing import Any
 from minicnn.autograd import op
 from minicnn.backend import Array
 from minicnn.kernels import normalization as kernels
-from minicnn.ops.activation import relu, where_positive
+from minicnn.ops.activation import add_relu, relu, where_positive
 from minicnn.ops.movement import mean, reshape, sum
 
 OVER = (0, 2, 3)        # a channel's numbers: all images, all pixels
 
 
 def batch_norm(x: Any, weight: Any, bias: Any, running_mean: Array, running_var: Array, *, train: bool,
-               momentum: float = 0.1, eps: float = 1e-5, rectified: bool = False) -> Any:
+               momentum: float = 0.1, eps: float = 1e-5, rectified: bool = False, residual: Any = None) -> Any:
     """Normalise every channel: (N, C, H, W) -> (N, C, H, W); weight, bias, running_mean, running_var: (C,).
 
     train=True: by the batch's own mean and biased variance; the running arrays move towards them in place,
     running += momentum (batch - running), with the unbiased variance (over m - 1 of the m = N H W numbers).
     train=False: by the running arrays, which stay as they are.
-    rectified: max(y, 0) in the same passes.
+    rectified: max(y, 0) in the same passes.   residual: like x, added before.
     Raises ValueError for shapes that do not fit, and in training for one number a channel: its variance is no estimate.
     """
     _check(x, weight, bias, running_mean, running_var)
     if not train:
         scale = weight * (running_var + eps) ** -0.5        # new arrays: later training steps move the running ones in place
         y = affine(x, scale, bias - scale * running_mean.copy())
+        if residual is not None:
+            return add_relu(y, residual) if rectified else y + residual
         return relu(y) if rectified else y
     m = x.shape[0] * x.shape[2] * x.shape[3]
     if m < 2:
         raise ValueError(f"batch_norm: x {tuple(x.shape)} has {m} value a channel, and training needs at least 2 to have a "
                          "variance: use a larger batch or image, or train=False")
-    y, batch_mean, batch_var = (normalize_relu if rectified else normalize)(x, weight, bias, eps)
-    running_mean += momentum * (batch_mean - running_mean)
-    running_var += momentum * (batch_var * (m / (m - 1)) - running_var)
+    if residual is not None and rectified:
+        y, batch_mean, batch_var = normalize_add_relu(x, weight, bias, residual, eps)
+    else:
+        y, batch_mean, batch_var = (normalize_relu if rectified else normalize)(x, weight, bias, eps)
+        y = y if residual is None else y + residual
+    kernels.follow(running_mean, running_var, batch_mean, batch_var, momentum, m)
     return y
 
 
@@ -84,6 +89,31 @@ def normalize_relu_backward(dy, x, weight, y, eps):
 @normalize_relu.backward("x", "weight", "bias", fused=True)
 def normalize_relu_fused_backward(dy, x, weight, y, batch_mean, batch_var, eps, wanted):
     return kernels.normalize_grad(dy, x, weight, batch_mean, batch_var, eps, "x" in wanted, y)
+
+
+@op(extras=("batch_mean", "batch_var"))
+def normalize_add_relu(x: Array, weight: Array, bias: Array, residual: Array, eps: float) -> tuple[Array, Array, Array]:
+    """y = max(normalize(x, weight, bias) + residual, 0), with the same statistics: the end of a residual block
+
+    dy counts where y > 0; so much reaches the residual, and the batch norm.
+    """
+    if residual.shape != x.shape:
+        raise ValueError(f"normalize_add_relu: residual {tuple(residual.shape)} must have the shape of x, {tuple(x.shape)}")
+    return kernels.normalize(x, weight, bias, eps, rectified=True, residual=residual)
+
+
+@normalize_add_relu.backward("x", "weight", "bias", "residual")
+def normalize_add_relu_backward(dy, x, weight, y, eps):
+    dz = where_positive(dy, y)
+    return *normalize_backward(dz, x, weight, eps), dz
+
+
+@normalize_add_relu.backward("x", "weight", "bias", "residual", fused=True)
+def normalize_add_relu_fused_backward(dy, x, weight, y, batch_mean, batch_var, eps, wanted):
+    dz = where_positive(dy, y)
+    if wanted == {"residual"}:
+        return None, None, None, dz
+    return *kernels.normalize_grad(dz, x, weight, batch_mean, batch_var, eps, "x" in wanted), dz
 
 
 @op

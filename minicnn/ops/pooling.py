@@ -115,7 +115,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
     if (p, q) == (1, 1):
         return mean(x, (2, 3), keepdims=True)
     data = x.data if isinstance(x, Tensor) else x
-    a, b = (to_device(_averaging(n, parts, data.dtype), device_of(data)) for n, parts in ((h, p), (w, q)))
+    a, b = (to_device(averaging(n, parts, data.dtype), device_of(data)) for n, parts in ((h, p), (w, q)))
     return matmul(matmul(a, x), b.T)
 
 
@@ -125,7 +125,7 @@ def global_avg_pool2d(x: Any) -> Any:
     return mean(x, (2, 3))
 
 
-def _averaging(n: int, parts: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def averaging(n: int, parts: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """(parts, n): row i averages the numbers from floor(i n / parts) to ceil((i + 1) n / parts)."""
     i, at = np.arange(parts)[:, None], np.arange(n)
     inside = (at >= i * n // parts) & (at < -(-(i + 1) * n // parts))

@@ -149,9 +149,11 @@ def pool_cases(draw: st.DrawFn, dtype: Any = np.float64, max_kernel: int = 3, mo
     stride = draw(st.none() | _int_or_pair(1, 3).map(lambda drawn: drawn[0]))
     pads = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     padding = pads[0] if pads[0] == pads[1] and draw(st.booleans()) else pads
-    size = _image_size(draw, kernel, pads, more)
-    x = draw(arrays((draw(st.integers(1, 2)), draw(st.integers(1, 3)), *size), dtype, ties=ties))
     ceil = draw(st.booleans()) if ceil_mode is None else ceil_mode
+    steps = kernel if stride is None else stride if isinstance(stride, tuple) else (stride, stride)
+    reach = tuple(k - s + 1 for k, s in zip(kernel, steps, strict=True)) if ceil else kernel     # what must lie in the image
+    size = _image_size(draw, reach, pads, more)
+    x = draw(arrays((draw(st.integers(1, 2)), draw(st.integers(1, 3)), *size), dtype, ties=ties))
     return PoolCase(x, {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil})
 
 

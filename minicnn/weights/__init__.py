@@ -6,6 +6,9 @@
 
 In the first two a nested dict becomes a flat one whose names are joined with "/". Numbers and strings come back as arrays of no
 dimension. Nothing in a file is ever executed. A file appears whole or not at all: it is written beside its place and moved there.
+
+A large .pth is mapped into memory, and its arrays are views of it; a .safetensors is mapped by its library, which hands each array
+over as a copy. An .npz is read, an array at a time: it holds checksums, which a map would pass by, and a run's checkpoints rely on.
 """
 from __future__ import annotations
 

@@ -1,0 +1,84 @@
+"""The matrix product on a GPU: one way to cuBLAS, without a copy.
+
+    out = a b,   or   out += a b             (..., m, k), (..., k, n) -> (..., m, n)
+
+A transposed view is read as it lies, a stack of matrices is one call, and of one that all share (stride 0) no copy is made. CuPy's
+own `matmul` copies transposed stacks, and knows no `+=`.
+
+cuBLAS thinks in columns: what lies row by row is to it the transpose. So it is asked for out^T = b^T a^T.
+Source: NVIDIA, cuBLAS, cublasGemmEx and cublasGemmStridedBatchedEx.
+"""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn.backend import Array, array_module
+from minicnn.kernels.precision import get_precision
+
+# cudaDataType_t and cublasComputeType_t, by the type of the arrays
+DATA = {"f": 0, "d": 1}
+COMPUTE = {("f", "fp32"): 68, ("f", "tf32"): 77, ("d", "fp32"): 70, ("d", "tf32"): 70}
+NO_TRANSPOSE, TRANSPOSE = 0, 1
+DEFAULT_ALGORITHM = -1
+
+_factors = {kind: np.array([0, 1], kind) for kind in DATA}     # 0 and 1, where cuBLAS may read them
+
+
+class Operand(NamedTuple):
+    """How a stack of matrices lies in memory, for a library that thinks in columns."""
+
+    array: Array
+    transposed: int
+    leading: int            # numbers from one row (or column, where transposed) to the next
+    step: int               # numbers from one matrix to the next
+
+
+def gemm(a: Array, b: Array, out: Array | None = None, *, accumulate: bool = False) -> Array:
+    """a b, written or added to `out`: (m, k), (k, n) -> (m, n), or stacks of so many on both sides, (s, m, k), (s, k, n).
+
+    The arrays have one dtype, float32 (in the precision that `set_precision` says) or float64. The rows of `out` lie in one piece.
+    """
+    xp = array_module(a, b)
+    m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+    stack = a.shape[:-2]
+    fits = b.shape == (*stack, k, n) and a.dtype == b.dtype
+    if not fits or (out is not None and (out.shape != (*stack, m, n) or out.dtype != a.dtype)):
+        raise ValueError(f"gemm: a {tuple(a.shape)} of {a.dtype} times b {tuple(b.shape)} of {b.dtype}"
+                         + ("" if out is None else f" into {tuple(out.shape)} of {out.dtype}")
+                         + ": must be (..., m, k), (..., k, n) and (..., m, n), with the same leading axes and one dtype")
+    if out is None:
+        out, accumulate = xp.empty((*stack, m, n), a.dtype), False
+    if not out.size or not k:
+        if not accumulate:
+            out[...] = 0
+        return out
+    left, right, into = operand(a), operand(b), operand(out)
+    if into.transposed or into.array is not out:
+        raise ValueError(f"gemm: out {tuple(out.shape)} with strides {out.strides} must have rows that lie in one piece")
+    kind, factors = a.dtype.char, _factors[a.dtype.char]
+    one, beta = factors[1:].ctypes.data, factors[int(accumulate):].ctypes.data
+    cublas, handle = xp.cuda.cublas, xp.cuda.device.get_cublas_handle()
+    common: list[Any] = [handle, right.transposed, left.transposed, n, m, k, one]
+    how = COMPUTE[kind, get_precision()], DEFAULT_ALGORITHM
+    if not stack or stack == (1,):
+        cublas.gemmEx(*common, right.array.data.ptr, DATA[kind], right.leading, left.array.data.ptr, DATA[kind], left.leading, beta,
+                      out.data.ptr, DATA[kind], into.leading, *how)
+    else:
+        cublas.gemmStridedBatchedEx(*common, right.array.data.ptr, DATA[kind], right.leading, right.step,
+                                    left.array.data.ptr, DATA[kind], left.leading, left.step, beta,
+                                    out.data.ptr, DATA[kind], into.leading, into.step, stack[0], *how)
+    return out
+
+
+def operand(array: Array) -> Operand:
+    """The array as cuBLAS can read it: as it lies where rows or columns lie in one piece, else a copy."""
+    rows, columns = array.shape[-2:]
+    down, along = (stride // array.itemsize for stride in array.strides[-2:])
+    step = array.strides[0] // array.itemsize if array.ndim > 2 else 0
+    if (along == 1 or columns == 1) and (down >= columns or rows == 1):
+        return Operand(array, NO_TRANSPOSE, max(down, columns) if rows > 1 else columns, step)
+    if (down == 1 or rows == 1) and (along >= rows or columns == 1):
+        return Operand(array, TRANSPOSE, max(along, rows) if columns > 1 else rows, step)
+    return operand(array_module(array).ascontiguousarray(array))

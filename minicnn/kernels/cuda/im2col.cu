@@ -1,0 +1,64 @@
+// im2col, and its adjoint col2im: what a window sees becomes a row of a matrix, and goes back.
+//
+//     columns[(n, p, q), (i, j, c)] = image[n, p sh - ph + i dh, q sw - pw + j dw, c]          0 in the padding
+//
+// image: (images, h, w, c).   columns: (images p q, kh kw c).
+#include "common.cuh"
+
+// A row of outputs for each blockIdx.x, so that its divisions are done once for many threads; the threads take neighbouring
+// numbers of the columns, which lie side by side on both sides.
+template <class Some>       // one number, or four channels at once
+__device__ void gather(const Some* image, Some* columns, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+                       int ph, int pw, int dh, int dw, int p, int q)
+{
+    int length = q * kh * kw * c;
+    for (int row = blockIdx.x; row < images * p; row += gridDim.x) {
+        int n = row / p, top = row % p * sh - ph;
+        for (int e = blockIdx.y * blockDim.x + threadIdx.x; e < length; e += gridDim.y * blockDim.x) {
+            int channel = e % c, j = e / c % kw, i = e / c / kw % kh;
+            int y = top + i * dh, x = e / c / kw / kh * sw - pw + j * dw;
+            Some seen = {};
+            if (0 <= y && y < h && 0 <= x && x < w)
+                seen = image[((long long)(n * h + y) * w + x) * c + channel];
+            columns[(long long)row * length + e] = seen;
+        }
+    }
+}
+
+extern "C" __global__ void im2col(const real* image, real* columns, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+                                  int ph, int pw, int dh, int dw, int p, int q)
+{
+    gather(image, columns, images, h, w, c, kh, kw, sh, sw, ph, pw, dh, dw, p, q);
+}
+
+extern "C" __global__ void im2col_by_fours(const Four* image, Four* columns, int images, int h, int w, int c, int kh, int kw,
+                                           int sh, int sw, int ph, int pw, int dh, int dw, int p, int q)
+{
+    gather(image, columns, images, h, w, c / 4, kh, kw, sh, sw, ph, pw, dh, dw, p, q);
+}
+
+// Each pixel looks for the windows that saw it and adds up what they say, taps in row-major order. The other way round, windows
+// that add to their pixels, several would write to one pixel at a time.
+extern "C" __global__ void col2im(const real* columns, real* image, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+                                  int ph, int pw, int dh, int dw, int p, int q)
+{
+    int length = w * c;
+    for (int row = blockIdx.x; row < images * h; row += gridDim.x) {
+        int n = row / h, y = row % h + ph;
+        for (int e = blockIdx.y * blockDim.x + threadIdx.x; e < length; e += gridDim.y * blockDim.x) {
+            int channel = e % c, x = e / c + pw;
+            real sum = 0;
+            for (int i = 0; i < kh; ++i) {
+                int down = y - i * dh;                              // output down / sh saw this row through tap row i
+                if (down < 0 || down % sh || down / sh >= p) continue;
+                for (int j = 0; j < kw; ++j) {
+                    int along = x - j * dw;
+                    if (along < 0 || along % sw || along / sw >= q) continue;
+                    long long window = ((long long)n * p + down / sh) * q + along / sw;
+                    sum += columns[((window * kh + i) * kw + j) * c + channel];
+                }
+            }
+            image[(long long)row * length + e] = sum;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+"""CUDA sources compiled by g++ and run on the CPU, behind CuPy's `RawModule`; and cuBLAS's two products, behind CuPy's names.
+
+What a kernel gets is packed as CuPy packs it: each argument into the bytes of its own type, a Python int into 8 bytes and a float
+into a double, whatever the kernel declares. So an argument of a wrong size is wrong here as it would be on a GPU; and is refused,
+because the compiler tells the sizes that the kernel reads.
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+HEADER = Path(__file__).with_name("cushim.h")
+FLAGS = ("-std=c++20", "-O2",
+         "-x", "c++", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-sign-compare", "-ffp-contract=off")
+KERNEL = re.compile(r"__global__\s+void\s+(\w+)\s*\(")
+
+
+def compiler() -> str | None:
+    """The C++ compiler, if there is one."""
+    return shutil.which("g++")
+
+
+@functools.cache
+def build(code: str, options: tuple[str, ...] = ()) -> Path:
+    """The library made of a CUDA source; one that was made before is not made again. CUSHIM_FLAGS: more options for g++."""
+    entries = "".join(f"SHIM_ENTRY({name})\n" for name in KERNEL.findall(code))
+    source = f'#include "{HEADER.name}"\n{code}\n{entries}'
+    command = [compiler() or "g++", *FLAGS, *options, *os.environ.get("CUSHIM_FLAGS", "").split(), "-I", str(HEADER.parent)]
+    name = hashlib.sha256("\0".join([source, HEADER.read_text(), *command]).encode()).hexdigest()[:32]
+    library = Path(tempfile.gettempdir(), f"minicnn-cushim-{os.getuid()}", f"{name}.so")
+    if not library.exists():
+        library.parent.mkdir(mode=0o700, exist_ok=True)
+        made = library.with_suffix(f".{os.getpid()}")
+        done = subprocess.run([*command, "-o", str(made), "-"], input=source, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"g++ refuses a CUDA source:\n{done.stderr}")
+        made.replace(library)               # whole, or not there
+    return library
+
+
+class RawModule:
+    """CuPy's class, as far as it is used: a source, and its kernels by name."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
+        self.code = code
+        self.library = ctypes.CDLL(str(build(code, tuple(o for o in options if o.startswith("-D")))))
+
+    def get_function(self, name: str) -> Kernel:
+        return Kernel(self, name)
+
+
+class Kernel:
+    """A kernel that can be called as CuPy's are: kernel(grid, block, arguments)."""
+
+    def __init__(self, module: RawModule, name: str) -> None:
+        self.name, self.entry = name, getattr(module.library, f"launch_{name}")
+        sizes = (ctypes.c_int * 64)()
+        count = getattr(module.library, f"sizes_{name}")(sizes)
+        self.sizes = list(sizes[:count])
+        self.meets = name in meeting(module.code)
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        packed = [packed_as_cupy_does(argument) for argument in arguments]
+        if [len(p) for p in packed] != self.sizes:
+            raise TypeError(f"{self.name} reads {self.sizes} bytes and is given {[len(p) for p in packed]}: a GPU would not say so")
+        threads = int(np.prod(block))
+        assert 0 < threads <= 1024 and 0 < grid[0] < 1 << 31 and all(0 < g < 1 << 16 for g in grid[1:]), (grid, block)
+        boxes = [ctypes.create_string_buffer(p, len(p)) for p in packed]
+        three = lambda size: (ctypes.c_uint * 3)(*size, *(1,) * (3 - len(size)))        # noqa: E731
+        self.entry(three(grid), three(block), (ctypes.c_void_p * len(boxes))(*(ctypes.addressof(b) for b in boxes)),
+                   ctypes.c_bool(self.meets))
+
+
+def packed_as_cupy_does(argument: Any) -> bytes:
+    """The bytes that CuPy hands to the driver for an argument."""
+    if hasattr(argument, "data") and hasattr(argument.data, "ptr"):
+        return np.int64(argument.data.ptr).tobytes()
+    if isinstance(argument, np.generic):
+        return argument.tobytes()
+    if isinstance(argument, bool | int | float):
+        return {bool: np.bool_, int: np.int64, float: np.float64}[type(argument)](argument).tobytes()
+    raise TypeError(f"Unsupported type {type(argument)}")           # a NumPy array, say, whose memory the device cannot reach
+
+
+def meeting(code: str) -> set[str]:
+    """The functions of a source that reach a __syncthreads, by themselves or through others."""
+    bodies = dict(re.findall(r"^(?:extern \"C\" )?__(?:global|device)__[\w\s*]*?(\w+)\([^)]*\)\s*(\{[^\n]*\}$|\{.*?^\})", code,
+                             re.MULTILINE | re.DOTALL))
+    found: set[str] = {"__syncthreads"}
+    while more := {name for name, body in bodies.items() if name not in found
+                   and any(re.search(rf"\b{f}\(", body) for f in found)}:
+        found |= more
+    return found - {"__syncthreads"}
+
+
+# ---------------------------------------------------------------- cuBLAS
+def gemm_ex(handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int, b: int,
+            b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute: int, algorithm: int) -> None:
+    """cublasGemmEx by its documentation: C = alpha op(A) op(B) + beta C, matrices by columns, checked as cuBLAS does."""
+    gemm_strided_batched_ex(handle, transa, transb, m, n, k, alpha, a, a_type, lda, 0, b, b_type, ldb, 0, beta, c, c_type, ldc, 0,
+                            1, compute, algorithm)
+
+
+def gemm_strided_batched_ex(handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int,
+                            lda: int, stride_a: int, b: int, b_type: int, ldb: int, stride_b: int, beta: int, c: int, c_type: int,
+                            ldc: int, stride_c: int, count: int, compute: int, algorithm: int) -> None:
+    """cublasGemmStridedBatchedEx: so many products, whose matrices lie a stride apart."""
+    rows_a, rows_b = (k if transa else m), (n if transb else k)
+    if handle != HANDLE or min(m, n, k) < 0 or lda < max(1, rows_a) or ldb < max(1, rows_b) or ldc < max(1, m):
+        raise ValueError("CUBLAS_STATUS_INVALID_VALUE")
+    if not (a_type == b_type == c_type) or (a_type, compute) not in ((0, 68), (0, 77), (1, 70)) or algorithm != -1:
+        raise ValueError("CUBLAS_STATUS_NOT_SUPPORTED")
+    if count > 1 and stride_c < ldc * (n - 1) + m:
+        raise ValueError("the results of a batch overlap, which cuBLAS leaves undefined")
+    dtype = np.dtype(np.float32 if a_type == 0 else np.float64)
+    scale, keep = (_memory(address, (1,), (dtype.itemsize,), dtype)[0] for address in (alpha, beta))
+
+    def matrix(address: int, rows: int, columns: int, leading: int, stride: int) -> np.ndarray[Any, Any]:
+        return _memory(address, (count, rows, columns), (stride * dtype.itemsize, dtype.itemsize, leading * dtype.itemsize), dtype)
+
+    left, right = matrix(a, rows_a, m if transa else k, lda, stride_a), matrix(b, rows_b, k if transb else n, ldb, stride_b)
+    if compute == 77:
+        left, right = rounded_to_tf32(left), rounded_to_tf32(right)
+    out = matrix(c, m, n, ldc, stride_c)
+    product = scale * (left.transpose(0, 2, 1) if transa else left) @ (right.transpose(0, 2, 1) if transb else right)
+    out[...] = product if keep == 0 else product + keep * out           # beta 0: what C held is not read, NaN or not
+    RECORD.append((compute, m, n, k, count))
+
+
+HANDLE = 4711
+RECORD: list[tuple[int, int, int, int, int]] = []       # (compute type, m, n, k, how many) of every product
+
+
+def _memory(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The numbers at an address, to read and to write."""
+    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + dtype.itemsize if all(shape) else 0
+    raw = np.frombuffer((ctypes.c_char * reach).from_address(address), np.uint8) if reach else np.empty(0, np.uint8)
+    return np.ndarray(shape, dtype, raw, 0, strides)
+
+
+def rounded_to_tf32(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Factors as the tensor cores read them: 10 bits behind the point, to the nearest, ties away from 0."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+# ---------------------------------------------------------------- the stand-in, with both
+def with_cuda() -> Any:
+    """The stand-in for CuPy once more, as a library of its own that compiles CUDA and has cuBLAS's products."""
+    spec = importlib.util.spec_from_file_location("standin_with_cuda", Path(__file__).with_name("standin.py"))
+    assert spec is not None and spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module             # where its functions look for each other
+    spec.loader.exec_module(module)
+    module.RawModule = RawModule
+    module.cuda = SimpleNamespace(cublas=SimpleNamespace(gemmEx=gemm_ex, gemmStridedBatchedEx=gemm_strided_batched_ex),
+                                  device=SimpleNamespace(get_cublas_handle=lambda: HANDLE))
+    return module
