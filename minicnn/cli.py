@@ -29,7 +29,7 @@ from minicnn import backend, data, export, models, train
 from minicnn.testing import table
 
 LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
-EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "latex2mathml", "onnx")
+EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "onnx", "latex2mathml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
