@@ -27,6 +27,7 @@ reverse pass is a loop, not a recursion.
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -468,6 +469,22 @@ class Tensor:
     def __repr__(self) -> str:
         where = "" if self.node is None else ", requires_grad=True" if self.node.op is None else f", from {self.node.op.__name__}"
         return f"Tensor({np.array2string(self.numpy(), prefix='Tensor(', threshold=100)}, dtype={self.dtype}{where})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: what it is, in one line; its numbers; of many, only how large they are, and the first few to open."""
+        values = self.numpy()
+        about = f"<b>Tensor</b> {' x '.join(map(str, self.shape)) or 'scalar'}, {self.dtype}"
+        if self.node is not None:
+            about += ", a leaf that requires a gradient" if self.node.op is None else f", from {html.escape(self.node.op.__name__)}"
+        if self.grad is not None:
+            about += f"; gradient of norm {np.linalg.norm(self.grad.numpy()):.4g}"
+        if values.ndim <= 2 and values.size <= 100:
+            form = ".4g" if values.dtype.kind == "f" else ""
+            rows = "".join("<tr>" + "".join(f"<td>{value:{form}}</td>" for value in row) + "</tr>" for row in np.atleast_2d(values))
+            return f"<div>{about}</div><table>{rows}</table>"
+        numbers = html.escape(np.array2string(values, threshold=100, precision=4))
+        spread = f"; from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}" if values.size else ""
+        return f"<details><summary>{about}{spread}</summary><pre>{numbers}</pre></details>"
 
     def __len__(self) -> int:
         if not self.shape:

@@ -136,6 +136,12 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     return array.get()  # type: ignore[no-any-return]
 
 
+def library_of(device: str) -> Any:
+    """The array library of a device that works: NumPy, CuPy, or what was adopted. Raises as `resolve_device` does."""
+    wanted = resolve_device(device)
+    return importlib.import_module("cupy") if wanted == "cuda" else _libraries[wanted].module
+
+
 def to_device(array: Array, device: str) -> Array:
     """The array on `device` ("cpu", "cuda", "auto" or an adopted name): itself if it is there already, else a copy.
 
@@ -145,8 +151,7 @@ def to_device(array: Array, device: str) -> Array:
     current, wanted = device_of(array), resolve_device(device)
     if current == wanted:
         return array
-    library = importlib.import_module("cupy") if wanted == "cuda" else _libraries[wanted].module
-    return library.asarray(to_numpy(array))
+    return library_of(wanted).asarray(to_numpy(array))
 
 
 def resolve_device(device: str) -> str:

@@ -29,7 +29,7 @@ from minicnn import backend, data, export, models, train
 from minicnn.testing import table
 
 LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
-EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "onnx", "latex2mathml")
+EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "latex2mathml", "onnx")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -326,6 +326,16 @@ def _laboratory(module: str) -> Any:
     return importlib.import_module(f"minicnn.bench.{module}")
 
 
+def _study_attribute(image: str, target: str | None = None, layer: str | None = None, position: tuple[int, int] | None = None,
+                     out: str | None = None, as_json: bool = False, **which: Any) -> None:
+    trained = _model(**which)
+    importlib.import_module("minicnn.study.commands").attribute(image, trained, target, layer, position, out, as_json)
+
+
+def _study_compare(**options: Any) -> None:
+    importlib.import_module("minicnn.study.commands").compare(**options)
+
+
 def _info() -> None:
     print(f"minicnn {minicnn.__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(backend.describe())
@@ -372,7 +382,13 @@ class Parser(argparse.ArgumentParser):
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser, commands = _parser()
-    options, unknown = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    two, of_two = " ".join(words[:2]), [name for name in commands if " " in name]          # such as `study compare`
+    if two in of_two:
+        words[:2] = [two]
+    elif close := difflib.get_close_matches(two, of_two, 1, cutoff=0.85):
+        raise UsageError(f"no command {two!r}; did you mean `minicnn {close[0]}`?")
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[options.name]
         flags = re.findall(r"--[\w-]+", command.format_usage())
@@ -392,7 +408,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(function: Callable[..., Any], line: str) -> argparse.ArgumentParser:
-        name = function.__name__.removeprefix("_")
+        name = function.__name__.removeprefix("_").replace("_", " ")
         added = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         added.set_defaults(command=function)
         return added
@@ -464,6 +480,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     laboratory = command(_bench, "time kernels and models, compare what was measured, and draw it").add_subparsers(
         dest="name", required=True, metavar="WHAT", parser_class=Parser)
     _add_bench(laboratory)
+    _add_studies(command)
     command(_info, "print versions, and the state of the CPU and the GPU backend")
     return parser, {**commands.choices, **laboratory.choices}
 
@@ -492,6 +509,8 @@ def _add_training(add: Callable[..., Any], epochs: str) -> None:
         "to the whole, in place of the shifts: 0.08 is usual for ImageNet; of a folder it is cut from what is in the files")
     add("--cutout", type=_count, metavar="PIXELS", help="blacken a square of so many pixels a side, at a random place of each")
     add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
+    add("--precision", choices=train.PRECISIONS, help="of matrix products on a GPU: fp32 (the default); tf32 and bf16 round their "
+        "factors, for the tensor cores")
     add("--threads", type=_count, metavar="N", help="of the matrix products")
     add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
     add("--out", metavar="FOLDER", help="the run's folder, new or empty; by default ./runs/DATA-MODEL-NUMBER")
@@ -567,10 +586,47 @@ def _add_use(add: Callable[..., Any]) -> None:
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 
 
+def _add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that look at what a model does, beside the report."""
+    add = command(_study_attribute, "show which pixels a class's score hangs on, and which ones a layer sees").add_argument
+    add("image", metavar="IMAGE")
+    _add_which(add)
+    _add_elsewhere(add)
+    _add_use(add)
+    add("--class", dest="target", metavar="NAME", help="whose score is looked at; by default the likeliest")
+    add("--layer", metavar="PATH", help="for Grad-CAM and the receptive field; by default the last that gives an image, before the "
+        "pooling at the end; `minicnn summary MODEL` names them")
+    add("--position", type=_place, metavar="ROW,COLUMN", help="of that layer, whose receptive field is measured; its middle")
+    add("--out", metavar="FOLDER", help="new or empty; by default ./studies/IMAGE-MODEL-NUMBER")
+
+    add = command(_study_compare, "train plain networks of several depths beside residual ones, and draw both").add_argument
+    add("--data", dest="source", metavar="DATA", help=f"{', '.join(train.NAMES)} (the default: digits), or a folder of images")
+    add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
+    add("--depths", type=_counts, metavar="N,N", help="6 n + 2: 20, 32, 44, 56, 110, ...; 20,56")
+    add("--epochs", type=_count, metavar="N", help="times that every image is seen; 12")
+    add("--images", type=_count, metavar="N", help="to train on, and half as many to hold out; of the digits all, else 2000")
+    add("--batch-size", type=_count, metavar="N", help="images a step; 64")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
+    add("--threads", type=_count, metavar="N", help="of the matrix products")
+    add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
+    add("--out", metavar="FOLDER", help="new or empty; by default ./studies/compare-DATA-NUMBER")
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _place(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+,\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROW,COLUMN, such as 3,3")
+    row, column = map(int, text.split(","))
+    return row, column
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +30,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import __version__, data, models, ops, optim, plots, transfer
+from minicnn.accelerator import told_when_full, uploaded_ahead
 from minicnn.autograd import no_grad
 from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
 from minicnn.data.loading import NAMES
+from minicnn.kernels.precision import PRECISIONS, precision
 from minicnn.layers import Sequential
 from minicnn.models import published
 from minicnn.threads import num_threads
@@ -69,6 +71,7 @@ class Config:
     shift: int = 0                  # each image moves by up to so many pixels, a fresh draw every time
     flip: bool = False              # and is mirrored, left to right, half of the time
     cutout: int = 0                 # and a square of so many pixels a side is blackened, at a random place
+    precision: str = "fp32"         # of matrix products on a GPU, see `set_precision`: "tf32" and "bf16" round their factors
     seed: int = 0                   # of the first weights, the order, the augmentation and the dropout
 
     def __post_init__(self) -> None:
@@ -82,6 +85,8 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name)} must be below 1")
         if self.body_lr > 1:
             raise ValueError(f"body_lr={self.body_lr} is a share of the learning rate, from 0 to 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area={self.crop_area} is a share of an image's area, above 0 and at most 1; 1 crops nothing")
         if self.body_lr == 0 and (self.shift or self.flip or self.cutout or self.crop_area < 1):
@@ -189,13 +194,15 @@ class Trainer:
         """
         try:
             while self.epoch < self.config.epochs:
-                for images, labels in self._batches():
-                    with uninterrupted():               # a step is done, or it is not
-                        self._train_step(images, labels)
-                    if on_step:
-                        on_step(self)
-                    if save and save_every and self.step % save_every == 0:
-                        save(self)
+                with self._full(), precision(self.config.precision):
+                    for inputs, labels in uploaded_ahead(self._inputs(), self.model.device):
+                        with uninterrupted():           # a step is done, or it is not
+                            self._train_step(inputs, labels)
+                        del inputs
+                        if on_step:
+                            on_step(self)
+                        if save and save_every and self.step % save_every == 0:
+                            save(self)
                 with np.errstate(over="ignore", invalid="ignore"):
                     evaluation = self.evaluate()
                 with uninterrupted():
@@ -229,8 +236,31 @@ class Trainer:
         mine = {id(p) for p in head}
         return [{"params": [p for p in self.model.parameters() if id(p) not in mine]}, {"params": head}]
 
-    def _logits(self, inputs: np.ndarray[Any, Any]) -> Any:
-        return self.model(_to_input(inputs, self.normalize, self.model), train=True)
+    def _logits(self, inputs: Any) -> Any:
+        return self.model(inputs, train=True)
+
+    def _inputs(self) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
+        """What the model reads, batch by batch, on the host."""
+        return ((self.normalize(images, self.model.dtype or np.float32), labels) for images, labels in self._batches())
+
+    def _full(self) -> AbstractContextManager[None]:
+        """Says which batch would fit where a step finds the memory of a GPU full."""
+        def step(images: int) -> None:
+            state, rng = self.model.state_dict(), self.model.rng.bit_generator.state
+            try:
+                x = array_module(p).zeros((images, *self._reads()), p.dtype)
+                ops.cross_entropy(self._logits(x), np.zeros(images, int)).backward()
+            finally:
+                self.optimizer.zero_grad()
+                self.model.load_state_dict(state)
+                self.model.rng.bit_generator.state = rng
+
+        p = self.model.parameters()[0].data
+        return told_when_full(p, step, self.config.batch_size)
+
+    def _reads(self) -> Sequence[int]:
+        """The shape of one of the inputs."""
+        return self.model.in_shape or ()
 
     def _batches(self) -> Iterator[tuple[Any, Any]]:
         config = self.config
@@ -246,13 +276,13 @@ class Trainer:
             images = data.random_resized_crop(images, rng, (size[0], size[1]), config.crop_area)
         return augment(images, rng, pad=config.shift, flip=config.flip, cutout=config.cutout)
 
-    def _train_step(self, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
+    def _train_step(self, inputs: Any, labels: np.ndarray[Any, Any]) -> None:
         self.optimizer.lr = self.learning_rate(self.epoch * self.steps + self.step)
         if self.config.body_lr < 1:
             self.optimizer.groups[0]["lr"] = self.optimizer.lr * self.config.body_lr
         self.optimizer.zero_grad()
         with np.errstate(over="ignore", invalid="ignore"):      # a loss that diverges is told at the epoch's end
-            logits = self._logits(images)
+            logits = self._logits(inputs)
             loss = ops.cross_entropy(logits, labels, self.config.label_smoothing)
             loss.backward()
             self.optimizer.step()
@@ -339,8 +369,14 @@ class HeadTrainer(Trainer):
         return batches(self.features("train"), self.config.batch_size, seed=self.config.seed, epoch=self.epoch,     # type: ignore[arg-type]
                        start=self.step, drop_last=self.drop_last)
 
-    def _logits(self, inputs: np.ndarray[Any, Any]) -> Any:
-        return self.head(to_device(inputs, self.model.device), train=True)
+    def _inputs(self) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
+        return self._batches()
+
+    def _reads(self) -> Sequence[int]:
+        return self.head.in_shape or ()
+
+    def _logits(self, inputs: Any) -> Any:
+        return self.head(inputs, train=True)
 
 
 def trainer_of(model: Sequential, train_set: ImageSet, test_set: ImageSet, config: Config,
@@ -476,7 +512,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     if model is not None and model not in models.names():
         models.build(model)                     # says so, before the data are read
     device = resolve_device(device)
-    _check_vacant(out)
+    check_vacant(out)
     if str(start) == "imagenet" and model is not None and normalize is None:
         normalize = Normalize(*published.pixels_of(model))
     if start is not None and model is not None:
@@ -503,6 +539,8 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     config = Config(**{**default_training(source, in_shape), **fine, **crop, **training})
     if normalize is None:
         normalize = Normalize.from_dict(before["normalize"]) if before else normalization_of(train_set)
+    if config.precision != "fp32" and device == "cpu":
+        raise ValueError(f"precision={config.precision} is how a GPU multiplies, and this run is on the CPU: leave it out")
     model = model or default_model(in_shape)
     about: dict[str, Any] = {
         "model": model, "model_options": before.get("model_options", form if body else model_options(model, in_shape)),
@@ -521,7 +559,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     if body:
         transfer.load_body(built, body)
     trainer = trainer_of(built, train_set, test_set, config, normalize)
-    folder = _make_folder(out, f"{Path(about['data']).name}-{model}")
+    folder = make_folder(out, f"{Path(about['data']).name}-{model}")
     with _saving(folder, cure="begin again"):
         _write_json(folder / "config.json", about)
     return Run(folder, about, trainer)
@@ -744,37 +782,40 @@ def _parse_about(text: str | bytes, where: PathLike) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _write_text(path, "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}\n")
+    write_text(path, "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}\n")
 
 
 def _write_metrics(folder: Path, history: list[Row]) -> None:
-    _write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     def write(temporary: str) -> None:
         Path(temporary).write_text(text, encoding="utf-8")
     atomically(path, write)
 
 
-def _check_vacant(out: PathLike | None) -> None:
+def check_vacant(out: PathLike | None) -> None:
+    """FileExistsError where a folder that is to be written to holds something already, or is none."""
     if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         there = f", or go on with the run that is there by --resume {out}" if Path(out, "config.json").exists() else ""
-        raise FileExistsError(f"{out} exists already, and a run never writes over anything: name a new folder with --out{there}")
+        raise FileExistsError(f"{out} exists already, and nothing is written over: name a new folder with --out{there}")
 
 
-def _make_folder(out: PathLike | None, stem: str) -> Path:
-    """The folder `out`, or runs/STEM-NUMBER with the next number."""
+def make_folder(out: PathLike | None, stem: str, parent: Path | None = None) -> Path:
+    """The folder `out`, or PARENT/STEM-NUMBER with the next number; the parent is ./runs unless said."""
+    parent = parent or RUNS
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         return Path(out)
-    RUNS.mkdir(exist_ok=True)
-    taken = [int(match[1]) for path in RUNS.glob(f"{glob.escape(stem)}-*") if (match := re.search(r"-(\d+)$", path.name))]
+    parent.mkdir(exist_ok=True)
+    taken = [int(match[1]) for path in parent.glob(f"{glob.escape(stem)}-*") if (match := re.search(r"-(\d+)$", path.name))]
     number = max(taken, default=0) + 1
     while True:
         try:
-            (RUNS / f"{stem}-{number}").mkdir()
-            return RUNS / f"{stem}-{number}"
+            (parent / f"{stem}-{number}").mkdir()
+            return parent / f"{stem}-{number}"
         except FileExistsError:                 # another run began at the same moment
             number += 1
 

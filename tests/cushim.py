@@ -1,4 +1,4 @@
-"""CUDA sources compiled by g++ and run on the CPU, behind CuPy's `RawModule`; and cuBLAS's two products, behind CuPy's names.
+"""CUDA sources compiled by g++ and run on the CPU, behind CuPy's `RawModule`; cuBLAS's two products, streams and a pool of memory.
 
 What a kernel gets is packed as CuPy packs it: each argument into the bytes of its own type, a Python int into 8 bytes and a float
 into a double, whatever the kernel declares. So an argument of a wrong size is wrong here as it would be on a GPU; and is refused,
@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +74,7 @@ class Kernel:
         self.meets = name in meeting(module.code)
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        Stream.main.orders += 1
         packed = [packed_as_cupy_does(argument) for argument in arguments]
         if [len(p) for p in packed] != self.sizes:
             raise TypeError(f"{self.name} reads {self.sizes} bytes and is given {[len(p) for p in packed]}: a GPU would not say so")
@@ -121,7 +123,7 @@ def gemm_strided_batched_ex(handle: int, transa: int, transb: int, m: int, n: in
     rows_a, rows_b = (k if transa else m), (n if transb else k)
     if handle != HANDLE or min(m, n, k) < 0 or lda < max(1, rows_a) or ldb < max(1, rows_b) or ldc < max(1, m):
         raise ValueError("CUBLAS_STATUS_INVALID_VALUE")
-    if not (a_type == b_type == c_type) or (a_type, compute) not in ((0, 68), (0, 77), (1, 70)) or algorithm != -1:
+    if not (a_type == b_type == c_type) or (a_type, compute) not in ((0, 68), (0, 75), (0, 77), (1, 70)) or algorithm != -1:
         raise ValueError("CUBLAS_STATUS_NOT_SUPPORTED")
     if count > 1 and stride_c < ldc * (n - 1) + m:
         raise ValueError("the results of a batch overlap, which cuBLAS leaves undefined")
@@ -132,8 +134,8 @@ def gemm_strided_batched_ex(handle: int, transa: int, transb: int, m: int, n: in
         return _memory(address, (count, rows, columns), (stride * dtype.itemsize, dtype.itemsize, leading * dtype.itemsize), dtype)
 
     left, right = matrix(a, rows_a, m if transa else k, lda, stride_a), matrix(b, rows_b, k if transb else n, ldb, stride_b)
-    if compute == 77:
-        left, right = rounded_to_tf32(left), rounded_to_tf32(right)
+    if compute in KEPT_BITS:
+        left, right = (rounded(factor, KEPT_BITS[compute]) for factor in (left, right))
     out = matrix(c, m, n, ldc, stride_c)
     product = scale * (left.transpose(0, 2, 1) if transa else left) @ (right.transpose(0, 2, 1) if transb else right)
     out[...] = product if keep == 0 else product + keep * out           # beta 0: what C held is not read, NaN or not
@@ -151,21 +153,123 @@ def _memory(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtyp
     return np.ndarray(shape, dtype, raw, 0, strides)
 
 
-def rounded_to_tf32(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Factors as the tensor cores read them: 10 bits behind the point, to the nearest, ties away from 0."""
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+KEPT_BITS = {77: 10, 75: 7}                             # behind the point: TF32, bfloat16
 
 
-# ---------------------------------------------------------------- the stand-in, with both
+def rounded(x: np.ndarray[Any, Any], kept: int) -> np.ndarray[Any, Any]:
+    """Factors as the tensor cores read them: so many bits behind the point, to the nearest, ties away from 0."""
+    lost = 23 - kept
+    bits = np.ascontiguousarray(x).view(np.uint32) + np.uint32(1 << (lost - 1))
+    return (bits & np.uint32(0x100000000 - (1 << lost))).view(np.float32)
+
+
+# ---------------------------------------------------------------- streams
+class Stream:
+    """A queue of orders. Those of the main stream are done at once; copies that another stream was given are done late: when the
+    main stream waits for an event behind them, and until then the memory holds what is no number."""
+
+    current: Stream
+    main: Stream
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.copies: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self.orders, self.seen = 0, -1          # given to it; how many of the main stream's it has waited for
+
+    def __enter__(self) -> Stream:
+        self.before, Stream.current = Stream.current, self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Stream.current = self.before
+
+    def record(self) -> Event:
+        return Event(self, len(self.copies), self.orders)
+
+    def wait_event(self, event: Event) -> None:
+        if self is Stream.main:
+            for memory, numbers in event.stream.copies[:event.copies]:
+                memory[...] = numbers
+        elif event.stream is Stream.main:
+            self.seen = event.orders
+
+    def copy(self, memory: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> None:
+        """Fill the memory: late, and not before the main stream has done what it was asked before, for it may still read there."""
+        if self.seen != Stream.main.orders:
+            raise AssertionError("a copy on a second stream was not made to wait for what the main one had been asked to do before")
+        self.copies.append((memory, numbers.copy()))
+        memory[...] = np.nan if memory.dtype.kind == "f" else -1
+
+
+class Event(NamedTuple):
+    """A place in a stream: behind so many copies, and so many orders."""
+
+    stream: Stream
+    copies: int
+    orders: int
+
+
+Stream.main = Stream.current = Stream()
+
+
+# ---------------------------------------------------------------- memory
+class OutOfMemoryError(MemoryError):
+    """CuPy's."""
+
+
+class Pool:
+    """CuPy's pool of memory, and a device that has `limit` bytes of it."""
+
+    def __init__(self) -> None:
+        self.limit, self.live, self.peak = 1 << 40, 0, 0
+        self.known: set[int] = set()
+
+    def take(self, memory: np.ndarray[Any, Any]) -> None:
+        """Count an array that owns its memory, for as long as it lives."""
+        if memory.base is not None or id(memory) in self.known:
+            return
+        if self.live + memory.nbytes > self.limit:
+            raise OutOfMemoryError(f"Out of memory allocating {memory.nbytes:,} bytes (allocated so far: {self.live:,} bytes).")
+        self.live += memory.nbytes
+        self.peak = max(self.peak, self.live)
+        self.known.add(id(memory))
+        weakref.finalize(memory, self.give_back, id(memory), memory.nbytes)
+
+    def give_back(self, name: int, size: int) -> None:
+        self.known.discard(name)
+        self.live -= size
+
+    def total_bytes(self) -> int:
+        return self.peak
+
+    def free_all_blocks(self) -> None:
+        self.peak = self.live
+
+
+# ---------------------------------------------------------------- the stand-in, with all of it
 def with_cuda() -> Any:
-    """The stand-in for CuPy once more, as a library of its own that compiles CUDA and has cuBLAS's products."""
+    """The stand-in for CuPy once more, as a library of its own that compiles CUDA and has cuBLAS's products, streams and a pool."""
     spec = importlib.util.spec_from_file_location("standin_with_cuda", Path(__file__).with_name("standin.py"))
     assert spec is not None and spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module             # where its functions look for each other
     spec.loader.exec_module(module)
-    module.RawModule = RawModule
-    module.cuda = SimpleNamespace(cublas=SimpleNamespace(gemmEx=gemm_ex, gemmStridedBatchedEx=gemm_strided_batched_ex),
-                                  device=SimpleNamespace(get_cublas_handle=lambda: HANDLE))
+    pool, init, asarray = Pool(), module.ndarray.__init__, module.asarray
+
+    def counted(self: Any, memory: np.ndarray[Any, Any]) -> None:
+        pool.take(memory)
+        init(self, memory)
+
+    def sent(a: Any, dtype: Any = None) -> Any:
+        if Stream.current is Stream.main or not isinstance(a, np.ndarray):
+            return asarray(a, dtype)
+        there = module.empty(a.shape, a.dtype)
+        Stream.current.copy(there._host, a)
+        return there
+
+    module.ndarray.__init__, module.asarray = counted, sent
+    module.RawModule, module.get_default_memory_pool = RawModule, lambda: pool
+    module.cuda = SimpleNamespace(
+        cublas=SimpleNamespace(gemmEx=gemm_ex, gemmStridedBatchedEx=gemm_strided_batched_ex),
+        device=SimpleNamespace(get_cublas_handle=lambda: HANDLE), Stream=Stream, get_current_stream=lambda: Stream.current,
+        runtime=SimpleNamespace(memGetInfo=lambda: (pool.limit - pool.peak, pool.limit)))
     return module

@@ -19,7 +19,8 @@ REPOSITORY = PACKAGE.parent
 
 # From the top down. A room is a module or a subpackage; it may import from rooms further down, and inside itself. "__init__" is the
 # package's own names: those above it are programs that use the package as anybody does.
-ROOMS = ["__main__", "cli", "study", "bench", "train", "transfer", "plots", "export", "__init__", "data", "models", "weights",
+ROOMS = ["__main__", "cli", "study", "bench", "train", "accelerator", "transfer", "plots", "export", "__init__", "data", "models",
+         "weights",
          "testing", "layers", "optim", "initialization", "ops", "kernels", "autograd", "threads", "memory", "backend"]
 REQUIRED = {"numpy", "threadpoolctl"}
 OPTIONAL = ["cupy", "cupyx", "torch", "hypothesis", "sklearn", "scipy", "matplotlib", "PIL", "tqdm", "rich", "safetensors", "onnx",

@@ -278,7 +278,7 @@ def test_precision_is_chosen_and_reaches_every_product():
     exact = a.astype(np.float64) @ b
     try:
         errors = {}
-        for name, compute in (("fp32", 68), ("tf32", 77)):
+        for name, compute in (("fp32", 68), ("tf32", 77), ("bf16", 75)):
             mc.set_precision(name)
             assert mc.get_precision() == name
             cushim.RECORD.clear()
@@ -290,9 +290,9 @@ def test_precision_is_chosen_and_reaches_every_product():
             cushim.RECORD.clear()
             mc.ops.matmul(put(exact), put(exact))                       # float64 is float64
             assert [call[0] for call in cushim.RECORD] == [70]
-        assert errors["fp32"] < 1e-5 < 1e-4 < errors["tf32"] < 1e-1
-        with pytest.raises(ValueError, match='precision \'bf16\': choose "fp32" or "tf32"'):
-            mc.set_precision("bf16")
+        assert errors["fp32"] < 1e-5 < 1e-4 < errors["tf32"] < errors["bf16"] / 4 < 1e-1 / 4
+        with pytest.raises(ValueError, match="precision 'fp8': choose one of 'fp32', 'tf32', 'bf16'"):
+            mc.set_precision("fp8")
     finally:
         mc.set_precision("fp32")
 
@@ -310,7 +310,8 @@ def test_a_1x1_convolution_copies_nothing(monkeypatch):
 def test_cublas_numbers_are_cupys():
     cublas = pytest.importorskip("cupy.cuda.cublas", exc_type=ImportError, reason="CuPy with cuBLAS, which needs no GPU for this")
     assert gemm_module.COMPUTE == {("f", "fp32"): cublas.CUBLAS_COMPUTE_32F, ("f", "tf32"): cublas.CUBLAS_COMPUTE_32F_FAST_TF32,
-                                   ("d", "fp32"): cublas.CUBLAS_COMPUTE_64F, ("d", "tf32"): cublas.CUBLAS_COMPUTE_64F}
+                                   ("f", "bf16"): cublas.CUBLAS_COMPUTE_32F_FAST_16BF}
+    assert gemm_module.COMPUTE_DOUBLE == cublas.CUBLAS_COMPUTE_64F
     for ours, theirs in ((cushim.gemm_ex, cublas.gemmEx), (cushim.gemm_strided_batched_ex, cublas.gemmStridedBatchedEx)):
         assert theirs.__doc__.count(",") == len(inspect.signature(ours).parameters) - 1
 

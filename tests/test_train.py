@@ -223,8 +223,8 @@ def test_running_averages_are_of_this_epoch_so_far():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mc.ops, "cross_entropy", spy)
         for epoch in range(2):
-            for k, (images, labels) in enumerate(trainer._batches()):
-                step(images, labels)
+            for k, (inputs, labels) in enumerate(trainer._inputs()):
+                step(inputs, labels)
                 seen.append((trainer.running()[0], np.mean(losses[-k - 1:])))
             trainer._end_epoch(train.Evaluation(SETS[1].labels, SETS[1].labels, np.ones(20), 0.0))
             assert trainer.epoch == epoch + 1

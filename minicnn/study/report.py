@@ -26,8 +26,9 @@ import numpy as np
 import minicnn
 from minicnn import ops
 from minicnn.autograd import Op, Tensor
-from minicnn.study import steps
+from minicnn.study import heatmaps, steps
 from minicnn.study.depth import Line, gradient_norms, weighted_layers
+from minicnn.study.explained import explain
 from minicnn.study.layout import layout
 from minicnn.study.opened import share_of_each
 from minicnn.study.recording import record
@@ -55,6 +56,7 @@ def run(model: str | None = None, image: str | None = None, *, out: str | None =
     tell(subject)
     path = path or _next_free(f"study-{subject.name}")
     report = Report.of(subject, training)
+    report.explain()
     report.write(path)
     return path, subject, report
 
@@ -97,6 +99,15 @@ class Report:
         if not png.startswith(b"\x89PNG\r\n\x1a\n"):
             raise ValueError(f"the picture {title!r} is no PNG: its first bytes are {png[:8]!r}")
         self.pictures.append({"title": title, "caption": caption, "png": base64.b64encode(png).decode("ascii")})
+
+    def explain(self) -> None:
+        """Put saliency, Grad-CAM and the receptive field on the first page, of the label's class; nothing without Pillow."""
+        if importlib.util.find_spec("PIL") is None:
+            return
+        subject, target = self.subject, int(self.subject.labels[0])
+        found = explain(subject.model, subject.normalize, subject.images[0], target, draws=8)
+        for title, pixels, caption in found.pictures(subject.classes[target]).values():
+            self.add_picture(title, heatmaps.png(pixels), caption)
 
     def html(self) -> str:
         """The whole page."""

@@ -5,6 +5,7 @@ A tape is written by `recording.py`. It holds copies: what the program does to i
 from __future__ import annotations
 
 import fnmatch
+import html
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -139,6 +140,17 @@ class Tape:
         back = sum(step.backward_seconds is not None for step in self.steps)
         return f"<tape of {len(self.steps)} steps, {back} with a backward>"
 
+    def _repr_html_(self) -> str:
+        """For a notebook: a line a step."""
+        head = ("", "step", "layer", "output", "norm", "norm of its gradient", "kept, bytes", "forward, ms", "backward, ms")
+        lines = [(str(s.number), s.op, s.path, " x ".join(map(str, s.output.shape)) or "scalar",
+                  _norm(s.output.array), _norm(s.grad), f"{s.kept_bytes:,}", f"{1e3 * s.forward_seconds:.2f}",
+                  "" if s.backward_seconds is None else f"{1e3 * s.backward_seconds:.2f}") for s in self.steps]
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+        opened = " open" * (len(lines) <= 30)
+        return (f"<details{opened}><summary>{html.escape(repr(self))}</summary><table><thead><tr>"
+                f"{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{rows}</tbody></table></details>")
+
     # ------------------------------------------------------------ out
     def to_data(self, arrays: bool = False) -> dict[str, Any]:
         """The tape as dicts, lists, numbers and strings.
@@ -193,6 +205,10 @@ def _described(array: Host, numbers: bool) -> dict[str, Any]:
     if numbers:
         about["numbers"] = [_plain(x) for x in array.ravel().tolist()]
     return about
+
+
+def _norm(array: Host | None) -> str:
+    return "" if array is None else f"{np.linalg.norm(array.astype(np.float64)):.4g}"
 
 
 def _number(x: Any) -> float | str:

@@ -19,7 +19,8 @@ from minicnn.kernels.precision import get_precision
 
 # cudaDataType_t and cublasComputeType_t, by the type of the arrays
 DATA = {"f": 0, "d": 1}
-COMPUTE = {("f", "fp32"): 68, ("f", "tf32"): 77, ("d", "fp32"): 70, ("d", "tf32"): 70}
+COMPUTE = {("f", "fp32"): 68, ("f", "tf32"): 77, ("f", "bf16"): 75}
+COMPUTE_DOUBLE = 70
 NO_TRANSPOSE, TRANSPOSE = 0, 1
 DEFAULT_ALGORITHM = -1
 
@@ -61,7 +62,7 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, accumulate: bool = Fal
     one, beta = factors[1:].ctypes.data, factors[int(accumulate):].ctypes.data
     cublas, handle = xp.cuda.cublas, xp.cuda.device.get_cublas_handle()
     common: list[Any] = [handle, right.transposed, left.transposed, n, m, k, one]
-    how = COMPUTE[kind, get_precision()], DEFAULT_ALGORITHM
+    how = COMPUTE.get((kind, get_precision()), COMPUTE_DOUBLE), DEFAULT_ALGORITHM
     if not stack or stack == (1,):
         cublas.gemmEx(*common, right.array.data.ptr, DATA[kind], right.leading, left.array.data.ptr, DATA[kind], left.leading, beta,
                       out.data.ptr, DATA[kind], into.leading, *how)

@@ -1,0 +1,99 @@
+"""What a training on a GPU needs besides kernels: batches that are there before their step, and words when memory runs out."""
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from minicnn.backend import Array, array_module, device_of, library_of, to_device
+
+Rest = TypeVar("Rest")
+
+SHARE = 0.85                    # of what would fill the memory: it is not free in one piece, and the optimiser keeps arrays, too
+PROBES = 2, 6                   # images, in two steps that tell what an image takes
+
+
+def uploaded_ahead(batches: Iterable[tuple[np.ndarray[Any, Any], Rest]], device: str) -> Iterator[tuple[Array, Rest]]:
+    """The batches with their arrays on the device, each sent while the step before it computes.
+
+    A GPU works through a stream of orders; copies ordered on a second stream go on beside it. Two things are awaited, by the
+    streams and never by the host: a step begins when its batch has arrived; and a copy, which may be given the memory of a batch
+    that is done with, begins when the steps that were ordered before it have ended. On a device without streams each batch is sent
+    when it is its turn.
+    """
+    xp = library_of(device)
+    if not hasattr(xp, "RawModule"):
+        for array, rest in batches:
+            yield to_device(array, device), rest
+        return
+    computing, copying = xp.cuda.get_current_stream(), xp.cuda.Stream(non_blocking=True)
+    waiting: list[tuple[Array, Any, Rest]] = []
+    for array, rest in batches:
+        copying.wait_event(computing.record())
+        with copying:
+            sent = xp.asarray(array)        # by way of pinned memory, so that the host need not wait
+            waiting.append((sent, copying.record(), rest))
+        if len(waiting) == 2:
+            yield _arrived(computing, *waiting.pop(0))
+        del sent
+    while waiting:
+        yield _arrived(computing, *waiting.pop(0))
+
+
+def _arrived(computing: Any, array: Array, event: Any, rest: Rest) -> tuple[Array, Rest]:
+    computing.wait_event(event)
+    return array, rest
+
+
+class OutOfDeviceMemory(MemoryError):
+    """A GPU's memory did not suffice. The message says what was asked for, what was free, and which batch would fit."""
+
+
+@contextlib.contextmanager
+def told_when_full(like: Array, step: Callable[[int], object], batch_size: int) -> Iterator[None]:
+    """Turn an error of the device's memory into one that says what to do; the process and the memory stay usable.
+
+    like: an array on the device, such as a parameter; on the CPU nothing happens.
+    step: makes a step with so many images and leaves nothing behind; two small ones tell how memory grows with the batch.
+    Raises OutOfDeviceMemory.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        xp = array_module(like)
+        if device_of(like) == "cpu" or not hasattr(xp, "get_default_memory_pool"):
+            raise
+        said = str(error).rstrip(".")
+        traceback.clear_frames(error.__traceback__)         # they hold the step's arrays
+    else:
+        return
+    pool = xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    free, whole = xp.cuda.runtime.memGetInfo()
+    words = f"the GPU's memory is full: {said}. With nothing under way, {_size(free)} of its {_size(whole)} are free"
+    try:
+        needs = [_need(pool, step, images) for images in PROBES]
+        an_image = (needs[1] - needs[0]) / (PROBES[1] - PROBES[0])
+        fits = int(SHARE * (free + pool.total_bytes() - needs[0] + PROBES[0] * an_image) / an_image)
+        words += (f"; a step takes about {_size(an_image)} an image: a batch of {fits} would fit, not {batch_size}"
+                  if PROBES[0] <= fits < batch_size else f"; a batch smaller than {batch_size} takes less")
+    except (MemoryError, ZeroDivisionError):
+        words += "; not even a few images at a time fit: a smaller model or smaller images would"
+    raise OutOfDeviceMemory(words)
+
+
+def _need(pool: Any, step: Callable[[int], object], images: int) -> int:
+    """Bytes that are held at the most in a step with so many images: an empty pool grows to just that."""
+    pool.free_all_blocks()
+    try:
+        step(images)
+        return int(pool.total_bytes())
+    finally:
+        pool.free_all_blocks()
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,157 @@
+"""A training on a GPU, as far as a CPU can tell: batches sent ahead, nobody waits, and words when memory runs out."""
+from __future__ import annotations
+
+import contextlib
+import sys
+from unittest import mock
+
+import cushim
+import numpy as np
+import pytest
+
+from minicnn import accelerator, backend, kernels, models, train
+from minicnn.data import ImageSet
+from minicnn.train import Config, Trainer
+
+pytestmark = pytest.mark.skipif(cushim.compiler() is None, reason="no g++ to compile the CUDA kernels for the CPU with")
+
+
+@pytest.fixture
+def library():
+    return sys.modules["standin_with_cuda"]
+
+
+def images(count, size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+    return ImageSet(pixels, rng.integers(0, 3, count), ["a", "b", "c"], "noise")
+
+
+def small_resnet(device, size=8):
+    return models.resnet.cifar_resnet(8, 3, (3, size, size), dtype=np.float64).to(device)
+
+
+# ---------------------------------------------------------------- batches sent ahead
+@pytest.mark.parametrize("device", ["cpu", "standin", "cushim", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_every_batch_arrives_whole_and_in_order(device, count):
+    batches = [(np.full((2, 3), i, np.float32), i) for i in range(count)]
+    seen = []
+    for there, i in accelerator.uploaded_ahead(iter(batches), device):
+        assert backend.device_of(there) == device
+        seen.append((backend.to_numpy(there).tolist(), i))
+    assert seen == [(array.tolist(), i) for array, i in batches]
+
+
+def test_a_batch_is_sent_before_the_step_before_it():
+    asked = []
+    batches = ((asked.append(i) or np.zeros(1), i) for i in range(4))
+    for _, i in accelerator.uploaded_ahead(batches, "cushim"):
+        assert asked[-1] == min(i + 1, 3)
+
+
+def test_a_step_waits_for_its_batch_and_a_copy_for_the_steps_before():
+    """The stand-in's second stream copies late, and refuses to copy over what the main one may still be reading."""
+    with mock.patch.object(accelerator, "_arrived", lambda computing, array, event, rest: (array, rest)):
+        arrays = [backend.to_numpy(a) for a, _ in accelerator.uploaded_ahead([(np.ones(2), 0)], "cushim")]
+    assert np.isnan(arrays).all()                           # nobody waited for it
+    unheard = mock.patch.object(cushim.Stream, "wait_event", lambda self, event: None)
+    with unheard, pytest.raises(AssertionError, match="second stream"):
+        list(accelerator.uploaded_ahead([(np.ones(2), 0)], "cushim"))
+
+
+# ---------------------------------------------------------------- a whole training
+def fitted(device):
+    trainer = Trainer(small_resnet(device), images(16), images(4, seed=1), Config(epochs=2, batch_size=8, lr=0.05))
+    trainer.fit()
+    return trainer
+
+
+def test_a_training_by_the_cuda_kernels_is_that_of_numpy():
+    here, there = fitted("cpu"), fitted("cushim")
+    for ours, theirs in zip(here.history, there.history, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8)
+
+
+def test_steps_never_wait_for_the_device(library):
+    """All that a step does, the optimiser and the copy of the next batch included; the host looks behind the epoch."""
+    waits = []
+    trainer = Trainer(small_resnet("cushim"), images(24), images(4, seed=1), Config(epochs=1, batch_size=8))
+    with library.host_syncs() as syncs:
+        trainer.fit(on_step=lambda trainer: waits.append(list(syncs)))
+    assert len(waits) == 3 and waits[-1] == []
+    assert syncs                                            # of the evaluation, and of the epoch's figures
+
+
+def test_what_is_launched_in_a_step_does_not_grow_with_the_parameters(library):
+    """The optimiser is one launch, and tables of addresses that are still true are not sent again."""
+    trainer, launched = Trainer(small_resnet("cushim"), images(16), images(4), Config(epochs=1, batch_size=8)), []
+    call = cushim.Kernel.__call__
+    with mock.patch.object(cushim.Kernel, "__call__", lambda self, *args: launched.append(self.name) or call(self, *args)):
+        trainer.fit()
+    assert launched.count("sgd") == 2 < launched.count("grad_sums")
+
+
+# ---------------------------------------------------------------- memory
+@contextlib.contextmanager
+def memory_of(library, size):
+    pool = library.get_default_memory_pool()
+    with mock.patch.object(pool, "limit", pool.live + size):
+        yield pool
+
+
+def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(library):
+    sets = images(64, 16), images(4, 16)
+    trainer = Trainer(small_resnet("cushim", 16), *sets, Config(epochs=1, batch_size=64))
+    before = trainer.model.state_dict()
+    with memory_of(library, 12 << 20) as pool:
+        with pytest.raises(accelerator.OutOfDeviceMemory) as raised:
+            trainer.fit()
+        said = str(raised.value)
+        assert "Out of memory allocating" in said and "MiB are free" in said and "not 64" in said
+        fits = int(said.partition("a batch of ")[2].split()[0])
+        assert 4 <= fits < 64
+        assert pool.live < pool.limit - (10 << 20)          # nothing of the step is held
+        for name, p in trainer.model.named_parameters().items():
+            np.testing.assert_array_equal(p.numpy(), before[name])
+        smaller = Trainer(trainer.model, *sets, Config(epochs=1, batch_size=fits))
+        smaller.fit()                                       # in the same process and the same memory
+        assert smaller.epoch == 1
+        with pytest.raises(accelerator.OutOfDeviceMemory):  # and the estimate is no guess on the safe side
+            Trainer(trainer.model, *sets, Config(epochs=1, batch_size=int(1.8 * fits))).fit()
+
+
+def test_where_no_batch_fits_it_says_so(library):
+    trainer = Trainer(small_resnet("cushim", 16), images(16, 16), images(4, 16), Config(epochs=1, batch_size=16))
+    with memory_of(library, 1 << 18), pytest.raises(accelerator.OutOfDeviceMemory, match="not even a few images at a time"):
+        trainer.fit()
+
+
+def test_the_hosts_memory_is_the_hosts():
+    def full(*_):
+        raise MemoryError("of the host")
+
+    trainer = Trainer(small_resnet("cpu"), images(16), images(8), Config(epochs=1, batch_size=8))
+    with mock.patch.object(train.ops, "cross_entropy", full), pytest.raises(MemoryError, match="of the host") as raised:
+        trainer.fit()
+    assert type(raised.value) is MemoryError
+
+
+# ---------------------------------------------------------------- precision
+def test_a_training_multiplies_in_its_own_precision():
+    model = models.resnet.cifar_resnet(8, 3, (3, 8, 8)).to("cushim")
+    for name, compute in (("tf32", 77), ("bf16", 75)):
+        found = []
+        cushim.RECORD.clear()
+        Trainer(model, images(16), images(4), Config(epochs=1, batch_size=8, precision=name)).fit(
+            on_step=lambda _, found=found: found.append({call[0] for call in cushim.RECORD}))
+        assert found == [{compute}] * 2 and kernels.precision.get_precision() == "fp32"
+
+
+def test_a_precision_on_the_cpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="precision=tf32 is how a GPU multiplies, and this run is on the CPU"):
+        train.begin("digits", device="cpu", precision="tf32")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="precision='half' must be one of fp32, tf32, bf16"):
+        Config(precision="half")
