@@ -29,7 +29,7 @@ from minicnn import backend, data, export, models, train
 from minicnn.testing import table
 
 LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
-EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "onnx", "latex2mathml")
+EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "latex2mathml", "onnx")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -280,13 +280,17 @@ def _summary(model: str, classes: int | None = None, in_shape: tuple[int, ...] |
 
 def _study(model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
            as_json: bool = False, **options: Any) -> int:
-    path, subject, report = importlib.import_module("minicnn.study.report").run(model, normalize=_normalize(mean, std), **options)
+    def tell(subject: Any) -> None:
+        if not as_json:
+            print(f"{subject.name}, weights: {subject.weights}")
+            print(f"{subject.image_name}, labelled {subject.classes[int(subject.labels[0])]} ({subject.said_by})", flush=True)
+
+    path, subject, report = importlib.import_module("minicnn.study.report").run(
+        model, normalize=_normalize(mean, std), tell=tell, **options)
     if as_json:
         print(json.dumps({"file": str(path), "model": subject.name, "weights": subject.weights, "steps": len(report.tape),
                           "checked": report.checked, "wrong": report.wrong}))
     else:
-        print(f"{subject.name}, weights: {subject.weights}")
-        print(f"{subject.image_name}, labelled {subject.classes[int(subject.labels[0])]} ({subject.said_by})")
         print(f"{len(report.tape)} steps; {report.checked:,} numbers of their gradients compared with differences, "
               f"{report.wrong} wrong")
         print(f"{path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser, and go on with the right arrow key")

@@ -148,6 +148,19 @@ def test_layers_and_their_hooks():
     assert [s.number for s in tape.steps_of("block")] == [3, 4, 5]
 
 
+def test_a_layer_is_through_behind_its_first_step_even_if_that_keeps_nothing():
+    class Minus(mc.layers.Layer):
+        def forward(self, x, train, rng):
+            return mc.ops.exp(-x)                   # the negative keeps nothing for its backward
+
+    layer, seen = Minus(), []
+    layer.build((3,), np.random.default_rng(0), np.float64)
+    with mc.study.record() as tape:
+        tape.on_backward("*", lambda call: seen.append([s.backward_seconds is not None for s in tape.steps[:2]]))
+        layer(mc.Tensor(np.ones((1, 3)), requires_grad=True)).sum().backward()
+    assert [s.op for s in tape] == ["neg", "exp", "sum"] and tape.steps[0].kept == {} and seen == [[True, True]]
+
+
 def test_an_error_inside_leaves_no_recorder_behind():
     with pytest.raises(ValueError, match="head"), mc.study.record() as tape:
         Sequential([Linear(2).named("head")], in_shape=(3,))(np.ones((1, 4), np.float32))

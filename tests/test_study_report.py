@@ -220,6 +220,9 @@ def test_an_image_of_ones_own(elsewhere):
     assert found.said_by.startswith("what the model takes it for")
     assert choose("resnet20", "<b>.png", in_shape=(1, 8, 8), label="7").labels[0] == 7
     assert choose("resnet20", "<b>.png").images.shape[1:] == (3, 32, 32)
+    mc.save("foreign.npz", {"state_dict": mc.models.resnet20().state_dict()})
+    with pytest.warns(RuntimeWarning, match="divided by 255"):
+        assert choose("resnet20", "<b>.png", weights="foreign.npz").images.shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -168,11 +168,12 @@ class _Writer(Recorder):
 
     def _tell_of_backward(self, step: Step) -> None:
         """Of the layers whose first step with a backward this is: they are through."""
+        if not self.tape.hooks["backward"]:
+            return
+        differentiable = {s.number for s in self.steps.values()}
         for call in reversed(self.tape.layers):             # the innermost first
-            if call.first <= step.number < call.behind:
-                ours = range(call.first, step.number)
-                if not any(self.tape.steps[i].kept for i in ours):
-                    self.tape.tell("backward", call)
+            if call.first <= step.number < call.behind and differentiable.isdisjoint(range(call.first, step.number)):
+                self.tape.tell("backward", call)
 
 
 def _is_list_of_arrays(value: Any) -> bool:

@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,17 @@ MARK = "<!-- a pass of minicnn, laid open -->"
 
 
 def run(model: str | None = None, image: str | None = None, *, out: str | None = None, training: bool = True,
-        **options: Any) -> tuple[Path, Subject, Report]:
+        tell: Callable[[Subject], None] = lambda subject: None, **options: Any) -> tuple[Path, Subject, Report]:
     """Choose, record, check and write: what `minicnn study` does. Options as for `subject.choose`.
 
     out: the file; by default study-MODEL.html, with a number where there is one already.
+    tell: called with what is studied, before the work begins.
     Raises FileExistsError where `out` is a file that is no report.
     """
     path = _vacant(out)
     steps.mathml("x")                           # says what is missing, before any work
     subject = choose(model, image, training=training, **options)
+    tell(subject)
     path = path or _next_free(f"study-{subject.name}")
     report = Report.of(subject, training)
     report.explain()

@@ -48,7 +48,7 @@ def choose(model: str | None = None, image: str | None = None, *, run: str | Non
     image: a file; by default a digit of the set that comes with scikit-learn, as large as the model wants it.
     label: what is on the image; by default what the data set says, else what the model takes it for.
     batch: images in all; batch norm learns from the others. By default 8 small ones or 2 large ones for a model with batch norm in
-    training, else 1.
+    training, else 1. Beside an image of your own, weights from elsewhere see no other: nobody knows what they were trained on.
     """
     if model is not None and model not in models.names():
         models.build(model)                                     # says so
@@ -98,7 +98,8 @@ def _batch(about: dict[str, Any], image: str | None, count: int,
                              "classes; name a file with --image")
         return found.images[:count], found.labels[:count].astype(np.int64), f"an image of {found.name}", int(found.labels[0])
     first = data.read_image(image, (shape[0], shape[1], shape[2]))[None]
-    others = _images(about, shape, classes) if count > 1 else None
+    knows_digits = "fingerprint" in about or not about.get("trained", True)         # or whatever its run held out
+    others = _images(about, shape, classes) if count > 1 and knows_digits else None
     if others is None:
         return first, np.zeros(1, np.int64), Path(image).name, None
     return (np.concatenate([first, others.images[:count - 1]]),
