@@ -29,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`mc.data` and `mc.testing` are imported when somebody asks for them: a program that only computes does not wait for them."""
-    if name in ("data", "testing"):
+    """`mc.data`, `mc.testing` and `mc.study` are imported when somebody asks: a program that only computes need not wait."""
+    if name in ("data", "testing", "study"):
         return import_module(f"minicnn.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

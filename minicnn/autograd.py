@@ -27,6 +27,7 @@ reverse pass is a loop, not a recursion.
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ import numpy as np
 from minicnn.backend import Array, array_module, is_array, to_numpy
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
+_recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 _clock = itertools.count()
 
 # Filled by ops/arithmetic.py: the only way down from an operator of Tensor to an op.
@@ -68,6 +70,43 @@ def no_grad() -> AbstractContextManager[None]:
 def is_recording() -> bool:
     """Whether what is computed now can be differentiated: not inside `no_grad`."""
     return _recording.get()
+
+
+class Recorder:
+    """Who watches: told of every call that has a Tensor among its arguments, of every backward, and of every layer that runs.
+
+    This one only lets things happen. `minicnn.study` has one that writes them down; without any, nothing is done for it.
+    """
+
+    def forward(self, op: Op, values: dict[str, Any]) -> Any:
+        """Run a forward on plain arrays."""
+        return op.forward(**values)
+
+    def called(self, op: Op, values: dict[str, Any], parents: Mapping[Key, Node], extras: Sequence[Any], out: Tensor) -> None:
+        """Behind a call: its arguments as arrays, the nodes that some came from, the extra outputs, and the output."""
+
+    def pulled(self, node: Node, dy: Any, gradients: Iterator[tuple[Node, Any, bool]]) -> Iterator[tuple[Node, Any, bool]]:
+        """Hand on what the backwards of `node` yield for the output gradient dy; they run as they are asked."""
+        return gradients
+
+    def layer(self, layer: Any, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """Run a layer on x."""
+        return run()
+
+
+def recorder() -> Recorder | None:
+    """Who watches what is computed now, if anybody."""
+    return _recorder.get()
+
+
+@contextmanager
+def watched_by(recorder: Recorder) -> Iterator[None]:
+    """Inside the block, tell this recorder of everything."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
 
 
 class Node:
@@ -269,7 +308,8 @@ class Op:
         for name, value in values.items():
             if isinstance(value, np.generic):       # a number like Python's: beside arrays it promotes nothing
                 values[name] = np.asarray(value) if floating is None and value.dtype.kind == "f" else value.item()
-        result = self.forward(**values)
+        watcher = _recorder.get() if any_tensor else None
+        result = self.forward(**values) if watcher is None else watcher.forward(self, values)
         y, *extras = result if self.extras else (result,)
         y = _as_array(y)
         if floating is not None and y.dtype.kind == "f" and y.dtype != floating:
@@ -283,6 +323,8 @@ class Op:
             scope = {**self.defaults, **values, **dict(zip(self.extras, extras, strict=True)), "y": y}
             node = Node(y, self, parents, {n: _shape(scope[v]) if is_shape else scope[v] for n, v, is_shape in plan})
         out = Tensor.tied(y, node)
+        if watcher is not None:
+            watcher.called(self, values, parents, extras, out)
         return (out, *extras) if self.extras else out
 
     def _check_agreement(self, values: Mapping[str, Any]) -> np.dtype[Any] | None:
@@ -428,6 +470,22 @@ class Tensor:
         where = "" if self.node is None else ", requires_grad=True" if self.node.op is None else f", from {self.node.op.__name__}"
         return f"Tensor({np.array2string(self.numpy(), prefix='Tensor(', threshold=100)}, dtype={self.dtype}{where})"
 
+    def _repr_html_(self) -> str:
+        """For a notebook: what it is, in one line; its numbers; of many, only how large they are, and the first few to open."""
+        values = self.numpy()
+        about = f"<b>Tensor</b> {' x '.join(map(str, self.shape)) or 'scalar'}, {self.dtype}"
+        if self.node is not None:
+            about += ", a leaf that requires a gradient" if self.node.op is None else f", from {html.escape(self.node.op.__name__)}"
+        if self.grad is not None:
+            about += f"; gradient of norm {np.linalg.norm(self.grad.numpy()):.4g}"
+        if values.ndim <= 2 and values.size <= 100:
+            form = ".4g" if values.dtype.kind == "f" else ""
+            rows = "".join("<tr>" + "".join(f"<td>{value:{form}}</td>" for value in row) + "</tr>" for row in np.atleast_2d(values))
+            return f"<div>{about}</div><table>{rows}</table>"
+        numbers = html.escape(np.array2string(values, threshold=100, precision=4))
+        spread = f"; from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}" if values.size else ""
+        return f"<details><summary>{about}{spread}</summary><pre>{numbers}</pre></details>"
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("a Tensor of no dimensions has no length")
@@ -562,6 +620,7 @@ def _propagate(seeds: Sequence[tuple[Tensor, Tensor | None]], targets: set[Node]
     for output, seed in checked:
         if output.node in leads:
             deposit(output.node, seed if create_graph else seed.data, fresh=False)
+    watcher = _recorder.get()
     with _record(create_graph):                         # create_graph inside no_grad still builds its graph
         for node in order:
             if node not in gradients:
@@ -571,7 +630,8 @@ def _propagate(seeds: Sequence[tuple[Tensor, Tensor | None]], targets: set[Node]
                 # A leaf never shares its gradient's memory with anyone.
                 found[node] = dy if create_graph or node in owned else dy.copy()
             if any(parent in leads for parent in node.parents.values()):
-                for parent, g, fresh in node.pull(dy, leads, create_graph):
+                pulled = node.pull(dy, leads, create_graph)
+                for parent, g, fresh in pulled if watcher is None else watcher.pulled(node, dy, pulled):
                     deposit(parent, g, fresh)
                 if not retain_graph:
                     node.saved, node.parents = None, {}         # free as it goes

@@ -29,7 +29,7 @@ from minicnn import backend, data, export, models, train
 from minicnn.testing import table
 
 LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
-EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "onnx")
+EXTRAS = ("scikit-learn", "matplotlib", "pillow", "tqdm", "safetensors", "latex2mathml", "onnx")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -278,6 +278,25 @@ def _summary(model: str, classes: int | None = None, in_shape: tuple[int, ...] |
         print(summary)
 
 
+def _study(model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+           as_json: bool = False, **options: Any) -> int:
+    def tell(subject: Any) -> None:
+        if not as_json:
+            print(f"{subject.name}, weights: {subject.weights}")
+            print(f"{subject.image_name}, labelled {subject.classes[int(subject.labels[0])]} ({subject.said_by})", flush=True)
+
+    path, subject, report = importlib.import_module("minicnn.study.report").run(
+        model, normalize=_normalize(mean, std), tell=tell, **options)
+    if as_json:
+        print(json.dumps({"file": str(path), "model": subject.name, "weights": subject.weights, "steps": len(report.tape),
+                          "checked": report.checked, "wrong": report.wrong}))
+    else:
+        print(f"{len(report.tape)} steps; {report.checked:,} numbers of their gradients compared with differences, "
+              f"{report.wrong} wrong")
+        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser, and go on with the right arrow key")
+    return 1 if report.wrong else 0
+
+
 def _bench() -> None:
     """Never called: one of the commands below it is."""
 
@@ -305,6 +324,16 @@ def _bench_tune(**options: Any) -> None:
 def _laboratory(module: str) -> Any:
     """A module of the laboratory, which only those who measure wait for."""
     return importlib.import_module(f"minicnn.bench.{module}")
+
+
+def _study_attribute(image: str, target: str | None = None, layer: str | None = None, position: tuple[int, int] | None = None,
+                     out: str | None = None, as_json: bool = False, **which: Any) -> None:
+    trained = _model(**which)
+    importlib.import_module("minicnn.study.commands").attribute(image, trained, target, layer, position, out, as_json)
+
+
+def _study_compare(**options: Any) -> None:
+    importlib.import_module("minicnn.study.commands").compare(**options)
 
 
 def _info() -> None:
@@ -353,7 +382,13 @@ class Parser(argparse.ArgumentParser):
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser, commands = _parser()
-    options, unknown = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    two, of_two = " ".join(words[:2]), [name for name in commands if " " in name]          # such as `study compare`
+    if two in of_two:
+        words[:2] = [two]
+    elif close := difflib.get_close_matches(two, of_two, 1, cutoff=0.85):
+        raise UsageError(f"no command {two!r}; did you mean `minicnn {close[0]}`?")
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[options.name]
         flags = re.findall(r"--[\w-]+", command.format_usage())
@@ -373,7 +408,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(function: Callable[..., Any], line: str) -> argparse.ArgumentParser:
-        name = function.__name__.removeprefix("_")
+        name = function.__name__.removeprefix("_").replace("_", " ")
         added = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         added.set_defaults(command=function)
         return added
@@ -421,10 +456,31 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="of one image; 3,224,224, or 3,32,32 for those")
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 
+    add = command(_study, "lay one forward and one backward pass open, step by step, as a page to walk through").add_argument
+    add("model", nargs="?", metavar="MODEL", help="one of " + ", ".join(models.names()) + "; by default that of the newest run, "
+        "else resnet20")
+    add("--image", metavar="FILE", help="what is looked at; by default a real digit, of those held out")
+    add("--label", metavar="CLASS", help="what is on it; by default what its data set says, or what the model takes it for")
+    add("--run", metavar="FOLDER", help="whose trained model it is; by default the newest of this model in ./runs, and without one "
+        "the first, random weights")
+    add("--weights", metavar="FILE", help="weights from elsewhere (.pth, .safetensors, .npz): a file, its address, or imagenet")
+    add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="an untrained model for images of this shape")
+    add("--mean", type=_numbers, metavar="M,M,M", help="of each channel of pixel / 255, which is taken off; by default what the "
+        "run did")
+    add("--std", type=_numbers, metavar="S,S,S", help="of each channel, by which it is divided")
+    add("--batch", type=_count, metavar="N", help="images that run together, of which one is looked at; batch norm needs several: "
+        "by default 8 small or 2 "
+        "large ones where there is batch norm, else 1")
+    add("--inference", dest="training", action="store_false", help="run as at inference: batch norm by its running statistics, no "
+        "dropout; by default as in training")
+    add("--out", metavar="FILE", help="the page; by default study-MODEL.html here, with a number where there is one")
+    add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
+
     command(_gradcheck, "check the gradients of every op, of a small VGG and of a small ResNet")
     laboratory = command(_bench, "time kernels and models, compare what was measured, and draw it").add_subparsers(
         dest="name", required=True, metavar="WHAT", parser_class=Parser)
     _add_bench(laboratory)
+    _add_studies(command)
     command(_info, "print versions, and the state of the CPU and the GPU backend")
     return parser, {**commands.choices, **laboratory.choices}
 
@@ -530,10 +586,47 @@ def _add_use(add: Callable[..., Any]) -> None:
     add("--json", dest="as_json", action="store_true", default=argparse.SUPPRESS, help="for machines")
 
 
+def _add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that look at what a model does, beside the report."""
+    add = command(_study_attribute, "show which pixels a class's score hangs on, and which ones a layer sees").add_argument
+    add("image", metavar="IMAGE")
+    _add_which(add)
+    _add_elsewhere(add)
+    _add_use(add)
+    add("--class", dest="target", metavar="NAME", help="whose score is looked at; by default the likeliest")
+    add("--layer", metavar="PATH", help="for Grad-CAM and the receptive field; by default the last that gives an image, before the "
+        "pooling at the end; `minicnn summary MODEL` names them")
+    add("--position", type=_place, metavar="ROW,COLUMN", help="of that layer, whose receptive field is measured; its middle")
+    add("--out", metavar="FOLDER", help="new or empty; by default ./studies/IMAGE-MODEL-NUMBER")
+
+    add = command(_study_compare, "train plain networks of several depths beside residual ones, and draw both").add_argument
+    add("--data", dest="source", metavar="DATA", help=f"{', '.join(train.NAMES)} (the default: digits), or a folder of images")
+    add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
+    add("--depths", type=_counts, metavar="N,N", help="6 n + 2: 20, 32, 44, 56, 110, ...; 20,56")
+    add("--epochs", type=_count, metavar="N", help="times that every image is seen; 12")
+    add("--images", type=_count, metavar="N", help="to train on, and half as many to hold out; of the digits all, else 2000")
+    add("--batch-size", type=_count, metavar="N", help="images a step; 64")
+    add("--lr", type=float, metavar="RATE", help="the highest learning rate; 0.1")
+    add("--threads", type=_count, metavar="N", help="of the matrix products")
+    add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
+    add("--out", metavar="FOLDER", help="new or empty; by default ./studies/compare-DATA-NUMBER")
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _place(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+,\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROW,COLUMN, such as 3,3")
+    row, column = map(int, text.split(","))
+    return row, column
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -512,7 +512,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     if model is not None and model not in models.names():
         models.build(model)                     # says so, before the data are read
     device = resolve_device(device)
-    _check_vacant(out)
+    check_vacant(out)
     if str(start) == "imagenet" and model is not None and normalize is None:
         normalize = Normalize(*published.pixels_of(model))
     if start is not None and model is not None:
@@ -559,7 +559,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     if body:
         transfer.load_body(built, body)
     trainer = trainer_of(built, train_set, test_set, config, normalize)
-    folder = _make_folder(out, f"{Path(about['data']).name}-{model}")
+    folder = make_folder(out, f"{Path(about['data']).name}-{model}")
     with _saving(folder, cure="begin again"):
         _write_json(folder / "config.json", about)
     return Run(folder, about, trainer)
@@ -782,37 +782,40 @@ def _parse_about(text: str | bytes, where: PathLike) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _write_text(path, "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}\n")
+    write_text(path, "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}\n")
 
 
 def _write_metrics(folder: Path, history: list[Row]) -> None:
-    _write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     def write(temporary: str) -> None:
         Path(temporary).write_text(text, encoding="utf-8")
     atomically(path, write)
 
 
-def _check_vacant(out: PathLike | None) -> None:
+def check_vacant(out: PathLike | None) -> None:
+    """FileExistsError where a folder that is to be written to holds something already, or is none."""
     if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         there = f", or go on with the run that is there by --resume {out}" if Path(out, "config.json").exists() else ""
-        raise FileExistsError(f"{out} exists already, and a run never writes over anything: name a new folder with --out{there}")
+        raise FileExistsError(f"{out} exists already, and nothing is written over: name a new folder with --out{there}")
 
 
-def _make_folder(out: PathLike | None, stem: str) -> Path:
-    """The folder `out`, or runs/STEM-NUMBER with the next number."""
+def make_folder(out: PathLike | None, stem: str, parent: Path | None = None) -> Path:
+    """The folder `out`, or PARENT/STEM-NUMBER with the next number; the parent is ./runs unless said."""
+    parent = parent or RUNS
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         return Path(out)
-    RUNS.mkdir(exist_ok=True)
-    taken = [int(match[1]) for path in RUNS.glob(f"{glob.escape(stem)}-*") if (match := re.search(r"-(\d+)$", path.name))]
+    parent.mkdir(exist_ok=True)
+    taken = [int(match[1]) for path in parent.glob(f"{glob.escape(stem)}-*") if (match := re.search(r"-(\d+)$", path.name))]
     number = max(taken, default=0) + 1
     while True:
         try:
-            (RUNS / f"{stem}-{number}").mkdir()
-            return RUNS / f"{stem}-{number}"
+            (parent / f"{stem}-{number}").mkdir()
+            return parent / f"{stem}-{number}"
         except FileExistsError:                 # another run began at the same moment
             number += 1
 

@@ -24,7 +24,7 @@ ROOMS = ["__main__", "cli", "study", "bench", "train", "accelerator", "transfer"
          "testing", "layers", "optim", "initialization", "ops", "kernels", "autograd", "threads", "memory", "backend"]
 REQUIRED = {"numpy", "threadpoolctl"}
 OPTIONAL = ["cupy", "cupyx", "torch", "hypothesis", "sklearn", "scipy", "matplotlib", "PIL", "tqdm", "rich", "safetensors", "onnx",
-            "pytest"]
+            "latex2mathml", "selenium", "pytest"]
 
 # The one module that another library may be imported on top of: nothing else of the package imports it on its own.
 ON_TOP_OF = {"minicnn.testing.strategies": {"hypothesis"}}
@@ -252,6 +252,7 @@ optim.Optimizer.load_state_dict(self, state)
 testing.gradcheck(fn, inputs, *, eps=1e-6, rtol=1e-5, atol=1e-7, seed=0, elementwise=False, raise_exception=True)
 testing.gradgradcheck(fn, inputs, *, eps=1e-6, rtol=1e-5, atol=1e-7, seed=0, elementwise=False, raise_exception=True)
 testing.check_layer(layer, in_shape, *, train=False)
+study.record(fused=False)
 save(path, state)
 load(path)
 data.digits()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from minicnn.autograd import Tensor
+from minicnn.autograd import Tensor, recorder
 from minicnn.backend import device_of, is_array, resolve_device, to_device, to_numpy
 from minicnn.layers.summary import Row, Shape, Summary
 
@@ -74,7 +74,8 @@ class Layer:
         if x.dtype != self.dtype:
             raise TypeError(f"an input of {x.dtype} in a layer of {self.dtype}: convert it with x.astype({str(self.dtype)!r}), "
                             "or the model with model.astype(...)")
-        return self.forward(x, train, rng)
+        watcher = recorder()
+        return self.forward(x, train, rng) if watcher is None else watcher.layer(self, x, lambda: self.forward(x, train, rng))
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
         """(path, layer) of itself and of every layer inside, in order."""

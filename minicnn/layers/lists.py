@@ -1,6 +1,7 @@
 """Lists of layers: one after the other, beside a shortcut, or side by side; and how neighbours in a list are run as one."""
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -124,6 +125,13 @@ class Sequential(Layer):
     def __repr__(self) -> str:
         inside = "".join(f"\n    ({name or '-'}) " + repr(layer).replace("\n", "\n    ") for name, layer in self.children())
         return f"Sequential([{inside}])" if inside else "Sequential([])"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: `summary()` as a table; before it is built, what the list says."""
+        if self.in_shape is None or self.out_shape is None:
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        ends = " &rarr; ".join(" x ".join(map(str, shape)) for shape in (self.in_shape, self.out_shape))
+        return f"<div><b>Sequential</b> {ends}, {self.dtype}</div>{self.summary()._repr_html_()}"
 
 
 class Residual(Layer):

@@ -1,10 +1,12 @@
 """A model layer by layer, as a table."""
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
+Cells = tuple[str, ...]
 
 
 class Row(NamedTuple):
@@ -27,10 +29,14 @@ class Summary:
         self.multiply_adds = sum(row.multiply_adds for row in rows)
         self.activation_bytes = sum(row.activation_bytes for row in rows)
 
+    def _cells(self) -> tuple[Cells, list[Cells], Cells]:
+        """The head, a line a layer, the totals, as strings."""
+        return (("layer", "kind", "output", "parameters", "multiply-adds", "activation bytes"),
+                [(row.path, row.kind, " x ".join(map(str, row.out_shape)), *(f"{n:,}" for n in row[3:])) for row in self.rows],
+                ("total", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}", f"{self.activation_bytes:,}"))
+
     def __str__(self) -> str:
-        head = ("layer", "kind", "output", "parameters", "multiply-adds", "activation bytes")
-        body = [(row.path, row.kind, " x ".join(map(str, row.out_shape)), *(f"{n:,}" for n in row[3:])) for row in self.rows]
-        total = ("total", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}", f"{self.activation_bytes:,}")
+        head, body, total = self._cells()
         widths = [max(map(len, column)) for column in zip(head, *body, total, strict=True)]
         line = "  ".join("-" * w for w in widths)
 
@@ -40,3 +46,13 @@ class Summary:
         return "\n".join([aligned(head), line, *map(aligned, body), line, aligned(total)])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for a notebook."""
+        head, body, total = self._cells()
+
+        def line(cells: Cells, tag: str) -> str:
+            left = ' style="text-align:left"'                       # numbers stand to the right, as notebooks have it
+            return "<tr>" + "".join(f"<{tag}{left * (i < 3)}>{html.escape(cell)}</{tag}>" for i, cell in enumerate(cells)) + "</tr>"
+        return (f"<table><thead>{line(head, 'th')}</thead><tbody>{''.join(line(cells, 'td') for cells in body)}</tbody>"
+                f"<tfoot>{line(total, 'th')}</tfoot></table>")

@@ -120,12 +120,11 @@ class Comparison:
         x, scale = abs(self.point[i].flat[element]), self.scales[i]
         direction = np.zeros(self.point[i].shape)
         direction.flat[element] = scale
-        closer = math.floor(math.log10(x / scale)) if 0.0 < x < scale else 0        # a step should fit the element, too
-        finding = self.judge({i: direction}, SHORTEST + max(closer, -12))
+        finding = self.judge({i: direction}, shortest_for(x, scale))
         if finding.right:
             return
         slopes = finding.slopes
-        lower, upper = _bounds(slopes)
+        lower, upper = bounds(slopes)
         if finding.kink:
             slack = self._tolerance(slopes)
             rest = self._seen_through(self._smooth(slopes)).judge({i: direction})
@@ -151,7 +150,7 @@ class Comparison:
         direction = {i: np.zeros(self.point[i].shape) for i in self.kinks}
         for i, elements in self.kinks.items():
             direction[i].flat[elements] = scale
-        smooth = self._smooth(self._walk(direction, self.eps))
+        smooth = self._smooth(self.walk(direction, self.eps))
         return self._seen_through(smooth).judge(direction) if smooth.any() else None
 
     def _smooth(self, slopes: Slopes) -> Host:
@@ -162,14 +161,14 @@ class Comparison:
     # ------------------------------------------------------------ what is concluded
     def judge(self, direction: Direction, shortest: int = SHORTEST) -> Finding:
         """Compare along a direction; at the first step if that agrees, else at the most trustworthy of many."""
-        first = self._walk(direction, self.eps)
+        first = self.walk(direction, self.eps)
         if self._agrees(first):
             return self._right(first)
-        around = [first, *(self._walk(direction, self.eps * 10.0 ** -k) for k in (1, 2))]
+        around = [first, *(self.walk(direction, self.eps * 10.0 ** -k) for k in (1, 2))]
         ladder = around
         if not np.ptp([s.numeric for s in around]) <= 0.01 * self._tolerance(first):    # not: one may be NaN, outside the domain
-            longer = [self._walk(direction, self.eps * 10.0 ** k) for k in range(LONGEST, 0, -1)]
-            shorter = [self._walk(direction, self.eps * 10.0 ** k) for k in range(-len(around), shortest - 1, -1)]
+            longer = [self.walk(direction, self.eps * 10.0 ** k) for k in range(LONGEST, 0, -1)]
+            shorter = [self.walk(direction, self.eps * 10.0 ** k) for k in range(-len(around), shortest - 1, -1)]
             ladder = [*longer, *around, *shorter]
         best, doubt = self._most_trustworthy(ladder)
         if self._agrees(best, self._rounding(best)):
@@ -193,7 +192,8 @@ class Comparison:
         direction.flat[elements] = signed(self.rng, elements.shape) * typical(self.point[i].flat[elements])
         return self.judge({i: direction}).right
 
-    def _walk(self, direction: Direction, step: float) -> Slopes:
+    def walk(self, direction: Direction, step: float) -> Slopes:
+        """What one step along the direction shows, ahead and back."""
         ahead, back = list(self.point), list(self.point)
         for i, d in direction.items():
             ahead[i], back[i] = self.point[i] + step * d, self.point[i] - step * d
@@ -244,6 +244,12 @@ def _vanishing(around: list[Slopes]) -> bool:
     return all(abs(shorter.numeric) <= 0.2 * abs(longer.numeric) for longer, shorter in zip(around, around[1:], strict=False))
 
 
-def _bounds(slopes: Slopes) -> tuple[float, float]:
+def shortest_for(x: float, scale: float) -> int:
+    """Decades from eps of the shortest step to try for an element of size x, where others have the size `scale`: it fits both."""
+    closer = math.floor(math.log10(x / scale)) if 0.0 < x < scale else 0
+    return SHORTEST + max(closer, -12)
+
+
+def bounds(slopes: Slopes) -> tuple[float, float]:
     """The least and the largest that a gradient may say: each output's share lies between its two slopes."""
     return float(np.minimum(slopes.ahead, slopes.back).sum()), float(np.maximum(slopes.ahead, slopes.back).sum())
