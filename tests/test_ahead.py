@@ -324,6 +324,8 @@ def test_a_run_on_files_resumes_to_the_same_bits_and_is_the_one_in_memory(tmp_pa
     held_out = train.held_out(trained.about)
     assert type(held_out.images) is where
     assert train.evaluate(trained.model, held_out, trained.normalize).correct == whole.evaluation().correct
+    archive = packed(Path("pets").resolve(), "pets.tar.gz")             # which is read in the way that suits it
+    assert type(train.held_out(trained.about, str(archive)).images) is np.ndarray
     path = next(Path("pets/cat").iterdir())
     path.write_bytes(picture(99, suffix="jpg"))
     with pytest.raises(DataError, match="are not those that cut began with"):
