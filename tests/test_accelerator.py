@@ -107,6 +107,7 @@ def memory_of(library, size):
         yield memory
 
 
+@pytest.mark.slow
 @NO_COMPILER
 def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(library):
     sets = images(64, 16), images(4, 16)

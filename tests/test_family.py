@@ -178,6 +178,7 @@ def test_network_in_network_learns():
     assert losses[-1] < 1.0, f"from 2.3, what chance gives: {losses}"
 
 
+@pytest.mark.slow
 def test_googlenet_in_small_has_the_gradients_of_finite_differences():
     """The block itself, narrow: a pool, 1x1, 3x3 and 5x5 beside each other, two of them, to second order."""
     def blocks(kernel):

@@ -239,6 +239,7 @@ def test_an_array_may_go_while_the_lock_is_held():
     assert ended == [SMALLEST]
 
 
+@pytest.mark.slow
 def test_the_collector_may_come_by_at_any_line():
     """After one, two, three ... more objects, so also while a run is searched for or taken."""
     empty((40 * LARGE,), np.float32)                        # one piece of memory for all of them
