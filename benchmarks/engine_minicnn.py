@@ -1,4 +1,4 @@
-"""minicnn on NumPy, as the benchmarks see it."""
+"""minicnn, as the benchmarks see it: on NumPy, and its models on any device."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,12 +11,14 @@ from cases import Case, arrays, output_gradient
 from timing import Task
 
 import minicnn as mc
+from minicnn.backend import to_device
 from minicnn.kernels.windows import channels_first, channels_last
 
 
 class Engine:
-    def __init__(self, threads: int, variant: str = "") -> None:
+    def __init__(self, threads: int, variant: str = "", device: str = "cpu") -> None:
         mc.set_num_threads(threads)
+        self.device = device
 
     def versions(self) -> dict[str, str]:
         pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
@@ -38,9 +40,10 @@ class Engine:
                 "backward": Task(lambda: function(**inputs), lambda y: mc.grad(y, wanted, dy))}
 
     def _model(self, case: Case) -> dict[str, Task]:
-        model = build(case)
+        model = build(case).to(self.device)
         optimizer = mc.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
         x, labels = arrays(case).values()
+        x = to_device(x, self.device)
 
         def inference(_: None) -> mc.Tensor:
             with mc.no_grad():

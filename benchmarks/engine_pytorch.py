@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,10 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 class Engine:
-    def __init__(self, threads: int, variant: str) -> None:
+    def __init__(self, threads: int, variant: str, device: str = "cpu", cast: AbstractContextManager[Any] | None = None) -> None:
+        """device: of models; their forwards run inside `cast`."""
         torch.set_num_threads(threads)
-        self.format = FORMATS[variant]
+        self.format, self.device, self.cast = FORMATS[variant], device, cast or nullcontext()
 
     def versions(self) -> dict[str, str]:
         return {"PyTorch": str(torch.__version__)}
@@ -40,18 +42,19 @@ class Engine:
                 "backward": Task(lambda: function(**inputs), lambda y: torch.autograd.grad(y, wanted, dy))}
 
     def _model(self, case: Case) -> dict[str, Task]:
-        model = translate(build(case)).to(memory_format=self.format)        # type: ignore[call-overload]
+        model = translate(build(case)).to(self.device, memory_format=self.format)       # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-        x, labels = map(self._tensor, arrays(case).values())
+        x, labels = (self._tensor(array).to(self.device) for array in arrays(case).values())
 
         def inference(_: object) -> torch.Tensor:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.cast:
                 logits: torch.Tensor = model(x)
                 return logits
 
         def training_step(_: object) -> float:
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), labels)
+            with self.cast:
+                loss = F.cross_entropy(model(x), labels)
             loss.backward()
             optimizer.step()
             return loss.item()

@@ -34,12 +34,10 @@ def uploaded_ahead(batches: Iterable[tuple[np.ndarray[Any, Any], Rest]], device:
     waiting: list[tuple[Array, Any, Rest]] = []
     for array, rest in batches:
         copying.wait_event(computing.record())
-        with copying:
-            sent = xp.asarray(array)        # by way of pinned memory, so that the host need not wait
-            waiting.append((sent, copying.record(), rest))
+        with copying:                       # by way of pinned memory, so that the host need not wait
+            waiting.append((xp.asarray(array), copying.record(), rest))
         if len(waiting) == 2:
             yield _arrived(computing, *waiting.pop(0))
-        del sent
     while waiting:
         yield _arrived(computing, *waiting.pop(0))
 

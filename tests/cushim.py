@@ -59,7 +59,7 @@ class RawModule:
 
     def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
         self.code = code
-        self.library = ctypes.CDLL(str(build(code, tuple(o for o in options if o.startswith("-D")))))
+        self.compiled = ctypes.CDLL(str(build(code, tuple(o for o in options if o.startswith("-D")))))
 
     def get_function(self, name: str) -> Kernel:
         return Kernel(self, name)
@@ -69,9 +69,9 @@ class Kernel:
     """A kernel that can be called as CuPy's are: kernel(grid, block, arguments)."""
 
     def __init__(self, module: RawModule, name: str) -> None:
-        self.name, self.entry = name, getattr(module.library, f"launch_{name}")
+        self.name, self.entry = name, getattr(module.compiled, f"launch_{name}")
         sizes = (ctypes.c_int * 64)()
-        count = getattr(module.library, f"sizes_{name}")(sizes)
+        count = getattr(module.compiled, f"sizes_{name}")(sizes)
         self.sizes = list(sizes[:count])
         self.meets = name in meeting(module.code)
 

@@ -10,7 +10,7 @@ FLAGS = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space")     
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def compiler() -> ctypes.CDLL | None:
     """The compiler of the package nvidia-cuda-nvrtc, if it is installed."""
     spec = importlib.util.find_spec("nvidia")
     folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -20,7 +20,7 @@ def library() -> ctypes.CDLL | None:
 
 def architectures() -> list[int]:
     """The compute capabilities that it compiles for: 75 for 7.5."""
-    nvrtc, count = library(), ctypes.c_int()
+    nvrtc, count = compiler(), ctypes.c_int()
     assert nvrtc is not None
     nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     found = (ctypes.c_int * count.value)()
@@ -30,7 +30,7 @@ def architectures() -> list[int]:
 
 def compiled(code: str, architecture: int, *flags: str) -> tuple[int, str]:
     """The size of the machine code in bytes, 0 where the compiler refuses; and what it says, warnings too."""
-    nvrtc, program = library(), ctypes.c_void_p()
+    nvrtc, program = compiler(), ctypes.c_void_p()
     assert nvrtc is not None
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
     options = [option.encode() for option in (*FLAGS, *flags, f"-arch=sm_{architecture}")]

@@ -34,7 +34,7 @@ from minicnn.kernels.windows import Windows
 HERE = Path(__file__).parent
 FILES = source.files()
 needs_compiler = pytest.mark.skipif(cushim.compiler() is None, reason="no g++ to compile the CUDA kernels for the CPU with")
-needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason='no NVRTC: pip install "minicnn[nvrtc]"')
+needs_nvrtc = pytest.mark.skipif(nvrtc.compiler() is None, reason='no NVRTC: pip install "minicnn[nvrtc]"')
 
 
 @pytest.fixture(params=[pytest.param("cushim", marks=needs_compiler), pytest.param("cuda", marks=pytest.mark.gpu)])

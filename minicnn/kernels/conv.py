@@ -20,7 +20,7 @@ from minicnn.kernels.algorithms import choose
 from minicnn.kernels.blocks import Finish
 from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.elementwise import Affine
-from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last
+from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last, rows_of
 
 FORWARD = {"im2col": im2col.convolve, "direct": tapwise.convolve, "winograd": winograd.convolve}
 INPUT_GRAD = {"im2col": im2col.convolve_input_grad, "direct": tapwise.convolve_input_grad,
@@ -82,7 +82,7 @@ def conv2d_affine(x: Array, weight: Array, scale: Array, shift: Array, residual:
 
 def affine(scale: Array | None, shift: Array | None, residual: Array | None, rectified: bool) -> Affine:
     """What comes after a convolution, of (N, K, P, Q): scale each channel and shift it, add a residual, rectify."""
-    return Affine(scale, shift, None if residual is None else channels_last(residual).reshape(-1, residual.shape[1]), rectified)
+    return Affine(scale, shift, None if residual is None else rows_of(residual), rectified)
 
 
 # ---------------------------------------------------------------- their parts

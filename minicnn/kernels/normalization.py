@@ -15,7 +15,7 @@ from minicnn.backend import Array, array_module
 from minicnn.kernels.blocks import each, empty, row_blocks, scratch, total
 from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.elementwise import channelwise, rectify
-from minicnn.kernels.windows import channels_first, channels_last
+from minicnn.kernels.windows import image_of, rows_of
 
 
 @has_cuda
@@ -25,12 +25,12 @@ def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool 
 
     y = weight (x - mean) / sqrt(var + eps) + bias = scale x + shift;   a residual is added before y is rectified
     """
-    xp, rows = array_module(x), _rows(x)
+    xp, rows = array_module(x), rows_of(x)
     mean, var = moments(rows)
     y = empty(xp, rows.shape, rows.dtype)
     scale = weight * (var + eps) ** -0.5
     shift = bias - mean * scale
-    others = None if residual is None else _rows(residual)
+    others = None if residual is None else rows_of(residual)
 
     def one(part: slice) -> None:
         out = channelwise(xp.multiply, rows[part], scale, y[part])
@@ -41,7 +41,7 @@ def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool 
             rectify(out, out)
 
     each(xp, one, row_blocks(rows), 3 * rows.size)
-    return _image(y, x), mean, var
+    return image_of(y, x), mean, var
 
 
 def moments(rows: Array) -> tuple[Array, Array]:
@@ -85,8 +85,8 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
     y: the result where it was rectified; dy counts where y > 0.
     Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 3.
     """
-    xp, dy_rows, x_rows = array_module(dy), _rows(dy), _rows(x)
-    y_rows = None if y is None else _rows(y)
+    xp, dy_rows, x_rows = array_module(dy), rows_of(dy), rows_of(x)
+    y_rows = None if y is None else rows_of(y)
     m, inv_std = len(dy_rows), (var + eps) ** -0.5
     blocks = row_blocks(x_rows)
     dx = empty(xp, x_rows.shape, x.dtype) if want_dx or y is not None else None     # first it holds what of dy counts
@@ -117,7 +117,7 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
         channelwise(xp.add, out, rest, out)
 
     each(xp, one, blocks, 4 * x_rows.size)
-    return _image(dx, x), dweight, dbias
+    return image_of(dx, x), dweight, dbias
 
 
 @has_cuda
@@ -160,13 +160,3 @@ def _less(rows: Array, about: Array | None) -> Array:
         return rows
     xp = array_module(rows)
     return channelwise(xp.subtract, rows, about, scratch(xp, "normalize x", rows.shape, rows.dtype))
-
-
-def _rows(x: Array) -> Array:
-    """(N, C, H, W) -> (N*H*W, C); a view where memory is channels-last."""
-    return channels_last(x).reshape(-1, x.shape[1])
-
-
-def _image(rows: Array, like: Array) -> Array:
-    n, c, h, w = like.shape
-    return channels_first(rows.reshape(n, h, w, c))

@@ -152,6 +152,17 @@ def channels_last(x: Array) -> Array:
     return laid
 
 
+def rows_of(x: Array) -> Array:
+    """(N, C, H, W) -> (N H W, C): every pixel a row; a view where memory is channels-last."""
+    return channels_last(x).reshape(-1, x.shape[1])
+
+
+def image_of(rows: Array, like: Array) -> Array:
+    """(N H W, C) -> (N, C, H, W), the shape of `like`: a view."""
+    n, c, h, w = like.shape
+    return channels_first(rows.reshape(n, h, w, c))
+
+
 def channels_first(x: Array) -> Array:
     """(N, H, W, C) -> (N, C, H, W), a view: the interface's axes over channels-last memory."""
     return x.transpose(0, 3, 1, 2)

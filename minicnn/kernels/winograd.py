@@ -130,7 +130,6 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     return y
 
 
-@has_cuda
 def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windows) -> Array:
     """(N, P, Q, K), (3, 3, C, K) -> (N, H, W, C): the convolution of dy with the filters turned by 180 degrees.
 

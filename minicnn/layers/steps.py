@@ -10,10 +10,10 @@ from minicnn.autograd import Tensor, is_recording
 from minicnn.backend import Array
 from minicnn.initialization import Initializer
 from minicnn.kernels.conv import filters_first, filters_last
-from minicnn.kernels.normalization import scale_and_shift
 from minicnn.kernels.windows import Windows, pair
 from minicnn.layers.base import Layer, image_shape, is_count
 from minicnn.layers.summary import Shape
+from minicnn.ops.normalization import scale_and_shift
 
 
 # ---------------------------------------------------------------- layers with parameters
@@ -289,13 +289,9 @@ class FusedConv2d(Fused):
         """The same by the running statistics, with a residual that is added before the ReLU."""
         conv, norm = self.conv, self.norm
         assert norm is not None and norm.weight is not None and norm.bias is not None
-        mean: Any = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        if is_recording():
-            scale = norm.weight * (norm.running_var + norm.eps) ** -0.5
-            shift = norm.bias - scale * (mean.copy() if conv.bias is None else mean)        # later steps move it in place
-        else:                               # arrays will do
-            mean = mean.data if isinstance(mean, Tensor) else mean
-            scale, shift = scale_and_shift(norm.weight.data, norm.bias.data, mean, norm.running_var, norm.eps)
+        weight, bias, shifted = (p if p is None or is_recording() else p.data for p in (norm.weight, norm.bias, conv.bias))
+        mean = norm.running_mean if shifted is None else norm.running_mean - shifted        # arrays, where these will do
+        scale, shift = scale_and_shift(weight, bias, mean, norm.running_var, norm.eps)
         return ops.conv2d_affine(x, conv.weight, scale, shift, residual, rectified=rectified, **conv.settings)
 
 

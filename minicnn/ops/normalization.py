@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from minicnn.autograd import op
-from minicnn.backend import Array
+from minicnn.backend import Array, is_array
 from minicnn.kernels import normalization as kernels
 from minicnn.ops.activation import add_relu, relu, where_positive
 from minicnn.ops.movement import mean, reshape, sum
@@ -32,8 +32,7 @@ def batch_norm(x: Any, weight: Any, bias: Any, running_mean: Array, running_var:
     """
     _check(x, weight, bias, running_mean, running_var)
     if not train:
-        scale = weight * (running_var + eps) ** -0.5        # new arrays: later training steps move the running ones in place
-        y = affine(x, scale, bias - scale * running_mean.copy())
+        y = affine(x, *scale_and_shift(weight, bias, running_mean, running_var, eps))
         if residual is not None:
             return add_relu(y, residual) if rectified else y + residual
         return relu(y) if rectified else y
@@ -48,6 +47,14 @@ def batch_norm(x: Any, weight: Any, bias: Any, running_mean: Array, running_var:
         y = y if residual is None else y + residual
     kernels.follow(running_mean, running_var, batch_mean, batch_var, momentum, m)
     return y
+
+
+def scale_and_shift(weight: Any, bias: Any, mean: Any, var: Array, eps: float) -> tuple[Any, Any]:
+    """scale and shift, (C,) both, with which batch norm by constant statistics is scale x + shift: arrays, if all is arrays."""
+    if all(map(is_array, (weight, bias, mean))):
+        return kernels.scale_and_shift(weight, bias, mean, var, eps)
+    scale = weight * (var + eps) ** -0.5
+    return scale, bias - scale * (mean.copy() if is_array(mean) else mean)      # kept: later training steps move the array in place
 
 
 @op(extras=("batch_mean", "batch_var"))

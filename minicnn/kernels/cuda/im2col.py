@@ -8,10 +8,10 @@ batch. A 1x1 convolution of stride 1 has no columns: its columns are the image.
 from __future__ import annotations
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.blocks import Finish, slices
+from minicnn.kernels.blocks import Finish
 from minicnn.kernels.cuda.elementwise import affine_pass, ending, in_fours
 from minicnn.kernels.cuda.gemm import gemm
-from minicnn.kernels.cuda.launch import THREADS, launch
+from minicnn.kernels.cuda.launch import THREADS, in_runs, launch
 from minicnn.kernels.windows import Pair, Windows
 
 COLUMN_BYTES = 256 << 20    # of columns at a time, but those of one image at the least
@@ -23,7 +23,7 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
     """(N, H, W, C), (kh, kw, C, K), (K,) -> (N, P, Q, K)."""
     n, (p, q), k = len(image), windows.out_size(image.shape[1:3]), filters.shape[3]
     y, matrix = array_module(image).empty((n, p, q, k), image.dtype), filters.reshape(-1, k)
-    for images in some_images(n, p * q * len(matrix) * image.itemsize, windows):
+    for images in _some_images(n, p * q * len(matrix) * image.itemsize, windows):
         gemm(columns(image[images], windows, (p, q)), matrix, y[images].reshape(-1, k))
     if bias is not None or finish is not None:
         rows = y.reshape(-1, k)
@@ -36,7 +36,7 @@ def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     n, p, q, k = dy.shape
     shape = (*windows.kernel_size, image.shape[3], k)
     dw = array_module(image).empty((shape[0] * shape[1] * shape[2], k), image.dtype)
-    for images in some_images(n, p * q * len(dw) * image.itemsize, windows):
+    for images in _some_images(n, p * q * len(dw) * image.itemsize, windows):
         gemm(columns(image[images], windows, (p, q)).T, dy[images].reshape(-1, k), dw, accumulate=images.start > 0)
     return dw.reshape(shape)
 
@@ -49,7 +49,7 @@ def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windo
     if windows.pointwise:
         gemm(dy.reshape(-1, k), back, dx.reshape(-1, c))
         return dx
-    for images in some_images(n, p * q * back.shape[1] * dy.itemsize, windows):
+    for images in _some_images(n, p * q * back.shape[1] * dy.itemsize, windows):
         part = dx[images]
         _gather("col2im", gemm(dy[images].reshape(-1, k), back), part, part.shape, windows, (p, q), len(part) * in_size[0])
     return dx
@@ -81,6 +81,6 @@ def _gather(kernel: str, source: Array, out: Array, image_shape: tuple[int, ...]
                source, out, *image_shape, *windows.kernel_size, *windows.stride, *windows.padding, *windows.dilation, *out_size)
 
 
-def some_images(n: int, bytes_each: int, windows: Windows) -> list[slice]:
-    """Cut n images into runs whose columns are about COLUMN_BYTES; into one run where there are no columns, or no images."""
-    return list(slices(n, n if windows.pointwise else COLUMN_BYTES // max(1, bytes_each))) or [slice(0, 0)]
+def _some_images(n: int, bytes_each: int, windows: Windows) -> list[slice]:
+    """Cut n images into runs whose columns are about COLUMN_BYTES; into one run where there are no columns."""
+    return in_runs(n, 0 if windows.pointwise else bytes_each, COLUMN_BYTES)

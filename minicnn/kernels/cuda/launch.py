@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, array_module, is_array
+from minicnn.backend import array_module, is_array
+from minicnn.kernels.blocks import slices
 from minicnn.kernels.cuda import source
 
 THREADS = 256               # in a block
@@ -52,6 +53,11 @@ def run(xp: ModuleType, real: np.dtype[Any], file: str, kernel: str, blocks: int
 def over(count: int) -> int:
     """How many blocks a pass over so many elements takes."""
     return min(-(-count // THREADS), MOST_BLOCKS)
+
+
+def in_runs(n: int, of_each: int, most: int) -> list[slice]:
+    """Cut n images into runs with about `most` of what each has so many of, bytes or numbers; of no images one run, of none."""
+    return list(slices(n, most // max(1, of_each))) or [slice(0, 0)]
 
 
 def _argument(kernel: str, parameter: source.Parameter, value: Any, real: np.dtype[Any]) -> Any:
@@ -96,8 +102,3 @@ def _module(xp: ModuleType, file: str, real: str) -> Any:
 def _function(xp: ModuleType, file: str, kernel: str, real: str) -> Any:
     with _loading:                      # compiling takes a second, and need not be done by two threads
         return _module(xp, file, real).get_function(kernel)
-
-
-def contiguous(*arrays: Array | None) -> list[Any]:
-    """The arrays, each in one piece: as it is where it lies so."""
-    return [None if array is None else array_module(array).ascontiguousarray(array) for array in arrays]

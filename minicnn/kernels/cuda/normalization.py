@@ -10,7 +10,7 @@ from typing import Any
 from minicnn.backend import Array, array_module
 from minicnn.kernels.cuda.elementwise import COLUMNS, affine_pass, in_columns, in_fours
 from minicnn.kernels.cuda.launch import THREADS, launch, over
-from minicnn.kernels.windows import channels_first, channels_last
+from minicnn.kernels.windows import image_of, rows_of
 
 TX, TY = 32, 8              # threads of a block, across the channels and down the rows: as normalization.cu has them
 MOST_CHUNKS = 512           # of the rows
@@ -20,21 +20,21 @@ LEAST_ROWS = 64             # of a chunk: so that there are few chunks to be add
 def normalize(x: Array, weight: Array, bias: Array, eps: float, rectified: bool = False,
               residual: Array | None = None) -> tuple[Array, Array, Array]:
     """(N, C, H, W) -> y, the mean of each channel (C,), its biased variance (C,)."""
-    rows, c = _rows(x), x.shape[1]
+    rows, c = rows_of(x), x.shape[1]
     mean, var, scale, shift = (array_module(x).empty(c, x.dtype) for _ in range(4))
     partial, chunks = _in_chunks("sums", 2, rows)
     launch("normalization", "moments", -(-c // TX), (TX, TY),
            partial, rows, weight, bias, mean, var, scale, shift, len(rows), c, chunks, eps)
     y = array_module(x).empty(rows.shape, x.dtype)
-    affine_pass(rows, scale, shift, None if residual is None else _rows(residual), rectified, y)
-    return _image(y, x), mean, var
+    affine_pass(rows, scale, shift, None if residual is None else rows_of(residual), rectified, y)
+    return image_of(y, x), mean, var
 
 
 def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, eps: float, want_dx: bool,
                    y: Array | None = None) -> tuple[Array | None, Array, Array]:
     """dx, dweight, dbias from the saved statistics; y: the result where it was rectified."""
-    arriving, rows, c = _rows(dy), _rows(x), x.shape[1]
-    result = None if y is None else _rows(y)
+    arriving, rows, c = rows_of(dy), rows_of(x), x.shape[1]
+    result = None if y is None else rows_of(y)
     dweight, dbias, scale, slope, rest = (array_module(x).empty(c, x.dtype) for _ in range(5))
     partial, chunks = _in_chunks("grad_sums", 2, arriving, rows, result, mean)
     launch("normalization", "coefficients", -(-c // TX), (TX, TY),
@@ -46,7 +46,7 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
     width, blocks = in_columns(dx.size, c, fours)
     launch("normalization", f"normalize_grad{fours}", blocks, COLUMNS,
            arriving, rows, result, scale, slope, rest, dx, dx.size, c, width)
-    return _image(dx, x), dweight, dbias
+    return image_of(dx, x), dweight, dbias
 
 
 def follow(running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, m: int) -> None:
@@ -64,7 +64,7 @@ def scale_and_shift(weight: Array, bias: Array, mean: Array, var: Array, eps: fl
 
 def channel_total(x: Array) -> Array:
     """(N, C, H, W) -> (C,): the sum of each channel."""
-    rows, c = _rows(x), x.shape[1]
+    rows, c = rows_of(x), x.shape[1]
     sums = array_module(x).empty(c, x.dtype)
     partial, chunks = _in_chunks("channel_sums", 1, rows)
     launch("normalization", "add_chunks", -(-c // TX), (TX, TY), partial, sums, c, chunks)
@@ -82,12 +82,3 @@ def _in_chunks(kernel: str, sums: int, rows: Array, *more: Any) -> tuple[Array, 
     partial = array_module(rows).empty((chunks, sums, c), rows.dtype)
     launch("normalization", kernel, (-(-c // TX), chunks), (TX, TY), rows, *more, partial, m, c, length)
     return partial, chunks
-
-
-def _rows(x: Array) -> Array:
-    return channels_last(x).reshape(-1, x.shape[1])
-
-
-def _image(rows: Array, like: Array) -> Array:
-    n, c, h, w = like.shape
-    return channels_first(rows.reshape(n, h, w, c))

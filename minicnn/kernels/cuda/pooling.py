@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.blocks import slices
-from minicnn.kernels.cuda.launch import LARGEST, THREADS, launch, over
+from minicnn.kernels.cuda.launch import LARGEST, THREADS, in_runs, launch, over
 from minicnn.kernels.windows import Windows, channels_first, channels_last
 
 
@@ -12,7 +11,7 @@ def max_pool2d(x: Array, windows: Windows) -> Array:
     image, (p, q) = channels_last(x), windows.out_size(x.shape[2:])
     n, h, w, c = image.shape
     y = array_module(x).empty((n, p, q, c), x.dtype)
-    for some in _parts(n, h * w * c):
+    for some in in_runs(n, h * w * c, LARGEST):
         seen, best = image[some], y[some]
         launch("pooling", "max_pool2d", over(best.size), THREADS, seen, best, len(seen), h, w, c, *_steps(windows), p, q)
     return channels_first(y)
@@ -23,16 +22,11 @@ def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:
     arriving, image, best = channels_last(dy), channels_last(x), channels_last(y)
     (n, h, w, c), (p, q) = image.shape, best.shape[1:3]
     dx = array_module(x).empty(image.shape, x.dtype)
-    for some in _parts(n, h * w * c):
+    for some in in_runs(n, h * w * c, LARGEST):
         part = dx[some]
         launch("pooling", "max_pool2d_grad", over(part.size), THREADS,
                arriving[some], image[some], best[some], part, len(part), h, w, c, *_steps(windows), p, q)
     return channels_first(dx)
-
-
-def _parts(n: int, pixels: int) -> list[slice]:
-    """Cut n images into runs of so few numbers that a kernel may count them."""
-    return list(slices(n, LARGEST // max(1, pixels)))
 
 
 def _steps(windows: Windows) -> tuple[int, ...]:

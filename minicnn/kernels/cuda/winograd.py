@@ -7,10 +7,10 @@ from __future__ import annotations
 import numpy as np
 
 from minicnn.backend import Array, array_module
-from minicnn.kernels.blocks import Finish, slices
+from minicnn.kernels.blocks import Finish
 from minicnn.kernels.cuda.elementwise import ending
 from minicnn.kernels.cuda.gemm import gemm
-from minicnn.kernels.cuda.launch import THREADS, launch, over
+from minicnn.kernels.cuda.launch import THREADS, in_runs, launch, over
 from minicnn.kernels.windows import Pair, Windows
 
 SPECTRUM_BYTES = 256 << 20
@@ -28,12 +28,6 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
         launch("winograd", "outputs", over(m.size // 36), THREADS, m, scale, shift, others, out, len(out), p, q, k, down, across,
                int(rectified))
     return y
-
-
-def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windows) -> Array:
-    """(N, P, Q, K), (3, 3, C, K) -> (N, H, W, C): the convolution of dy with the filters turned by 180 degrees."""
-    down, right = windows.padding
-    return convolve(dy, filters[::-1, ::-1].transpose(0, 1, 3, 2), None, Windows.of(3, 1, (2 - down, 2 - right)))
 
 
 def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
@@ -68,5 +62,5 @@ def _filter_spectrum(filters: Array) -> Array:
 
 
 def _some_images(n: int, tiles: int, channels: int, dtype: np.dtype) -> list[slice]:
-    """Cut n images into runs whose spectra, of all the channels on both sides, are about SPECTRUM_BYTES; one run of no images."""
-    return list(slices(n, SPECTRUM_BYTES // (36 * tiles * channels * dtype.itemsize))) or [slice(0, 0)]
+    """Cut n images into runs whose spectra, of all the channels on both sides, are about SPECTRUM_BYTES."""
+    return in_runs(n, 36 * tiles * channels * dtype.itemsize, SPECTRUM_BYTES)

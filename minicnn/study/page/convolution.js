@@ -149,17 +149,15 @@ function openOutput(data) {
             make("span", {class: "number"}, `sum ${few(shares[c])}`),
           ),
         ),
-        make(
-          "p",
-          {class: "sum"},
+        concluded(
+          node,
           most.map(c => few(shares[c])).join(" + ") +
             (inGroup > most.length
               ? ` + ${few(summed(order.slice(3).map(c => shares[c])))} from the other ${inGroup - most.length} channels`
               : "") +
-            (bias ? ` + ${few(b)} (bias)` : "") +
-            ` = `,
-          make("strong", {}, few(sum, 6)),
-          `; the engine wrote ${few(engine, 6)}`,
+            (bias ? ` + ${few(b)} (bias)` : ""),
+          sum,
+          engine,
         ),
         make(
           "h4",
@@ -171,8 +169,6 @@ function openOutput(data) {
         strip(`row ${data.filters[f]} of the filter matrix`, weights, ...sides(weights)),
         strip(`their products, of which the output is the sum`, products, ...sides(products)),
       );
-      node.dataset.sum = sum;
-      node.dataset.engine = engine;
     }
     drawInput();
     node.replaceChildren(
@@ -284,16 +280,8 @@ function openInput(data) {
           ]),
           [2, 3, 4],
         ),
-        make(
-          "p",
-          {class: "sum"},
-          `${terms.map(t => few(t)).join(" + ") || "nothing"} = `,
-          make("strong", {}, few(sum, 6)),
-          `; the engine wrote ${few(engine, 6)}`,
-        ),
+        concluded(node, terms.map(t => few(t)).join(" + ") || "nothing", sum, engine),
       );
-      node.dataset.sum = sum;
-      node.dataset.engine = engine;
     }
     node.replaceChildren(
       make(
@@ -377,18 +365,8 @@ function openWeight(data) {
               .join(" + ")} from the other ${data.images > 2 ? `${data.images - 1} images` : "image"}`
           : "",
       ];
-      detail.replaceChildren(
-        make(
-          "p",
-          {class: "sum"},
-          `${terms.filter(Boolean).join(" + ")} = `,
-          make("strong", {}, few(total, 6)),
-          `; the engine wrote ${few(engine, 6)}`,
-        ),
-      );
+      detail.replaceChildren(concluded(node, terms.filter(Boolean).join(" + "), total, engine));
       node.dataset.part = sum;
-      node.dataset.sum = total;
-      node.dataset.engine = engine;
     }
     node.replaceChildren(
       make(

@@ -118,3 +118,10 @@ function table(head, rows, numeric = []) {
     ),
   );
 }
+
+// What the terms of an explorer come to, beside the number that the engine wrote; both are kept on the explorer's node.
+function concluded(node, terms, sum, engine) {
+  node.dataset.sum = sum;
+  node.dataset.engine = engine;
+  return make("p", {class: "sum"}, `${terms} = `, make("strong", {}, few(sum, 6)), `; the engine wrote ${few(engine, 6)}`);
+}

@@ -156,16 +156,8 @@ function openNorm(data) {
           ],
           [2],
         ),
-        make(
-          "p",
-          {class: "sum"},
-          `${values.map(v => few(v)).join(" + ")} = `,
-          make("strong", {}, few(sum, 6)),
-          `; the engine wrote ${few(engine, 6)}`,
-        ),
+        concluded(node, values.map(v => few(v)).join(" + "), sum, engine),
       );
-      node.dataset.sum = sum;
-      node.dataset.engine = engine;
     }
     node.replaceChildren(
       make(
