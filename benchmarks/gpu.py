@@ -28,18 +28,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import cases
 import numpy as np
-from engine_minicnn import build
+from engine_minicnn import Engine
 
-import minicnn as mc
 from minicnn.backend import library_of
 from minicnn.bench import results
-from minicnn.bench.measure import wall
 from minicnn.kernels.cuda import source
 from minicnn.kernels.precision import PRECISIONS, precision
 from minicnn.threads import cores
@@ -48,8 +47,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 MODELS = {"vgg16": 64, "resnet18": 64, "resnet50": 64, "resnet20": 128}             # batches
 BATCHES = (1, 8, 64)                                                                # of the kernels
-WORDS = ("resnet20", "64x224x224-64x224x224-3x3", "256x56x56-256x56x56-3x3", "512x14x14-512x14x14-3x3",
-         "256x56x56-64x56x56-1x1")
+# Of the kernels: what `minicnn bench kernels` is asked for, one call for each.
+SELECTIONS = (("resnet20",), ("max_pool2d*", "vgg16"),
+              ("64x224x224-64x224x224-3x3", "256x56x56-256x56x56-3x3", "512x14x14-512x14x14-3x3", "256x56x56-64x56x56-1x1"))
 FORMATS = ("contiguous", "channels_last")
 
 Call = Callable[[], object]
@@ -90,7 +90,7 @@ def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: floa
                 if time.monotonic() > until:
                     raise TimeIsUp
                 with precision(how):
-                    sides = {"minicnn": lambda case=case, task=task: ours(case, task, device)}
+                    sides = {"minicnn": lambda case=case, task=task: call_of(Engine(cores(), device=device), case, task)}
                     if rival is not None:
                         sides |= {f"PyTorch {form}": lambda case=case, task=task, form=form, how=how:
                                   rival.prepare(case, task, form, how) for form in FORMATS}
@@ -120,27 +120,14 @@ def measured(sides: dict[str, Callable[[], Call]], device: str, repeats: int, ri
             problems[side] = f"{type(error).__name__}: {str(error)[:300]}"
     for i in range(repeats):
         for side in list(calls) if i % 2 == 0 else list(calls)[::-1]:
-            seconds[side].append(clock(device)(calls[side]))
+            seconds[side].append(seconds_of(calls[side], device))
     return {"seconds": seconds, "peak_bytes": peaks, "problems": problems}
 
 
-def ours(case: Any, task: str, device: str) -> Call:
-    """The call to time: a model on the device, with its input there."""
-    model = build(case).to(device)
-    x, labels = cases.arrays(case).values()
-    x = library_of(device).asarray(x)
-    if task == "inference":
-        def inference() -> object:
-            with mc.no_grad():
-                return model(x).data
-        return inference
-    optimizer = mc.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-
-    def training_step() -> None:
-        optimizer.zero_grad()
-        mc.ops.cross_entropy(model(x, train=True), labels).backward()
-        optimizer.step()
-    return training_step
+def call_of(engine: Any, case: Any, task: str) -> Call:
+    """The call to time, of a library's own engine: a model on the device, with its input there."""
+    prepare, run = engine.tasks(case)[task]
+    return partial(run, prepare())
 
 
 class PyTorch:
@@ -153,30 +140,11 @@ class PyTorch:
         self.torch.backends.cudnn.benchmark = True
 
     def prepare(self, case: Any, task: str, form: str, how: str) -> Call:
-        """The same call as `ours`; TF32 on or off for convolutions and products alike, bfloat16 by autocast."""
+        """The call to time; TF32 on or off for convolutions and products alike, bfloat16 by autocast."""
         torch = self.torch
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
-        memory_format = self.engine.FORMATS[form]
-        model = self.engine.translate(build(case)).to(self.device, memory_format=memory_format)
-        x, labels = (torch.from_numpy(array).to(self.device) for array in cases.arrays(case).values())
-        x = x.contiguous(memory_format=memory_format)
         cast = torch.autocast(self.device, torch.bfloat16, enabled=how == "bf16")
-        if task == "inference":
-            model.eval()
-
-            def inference() -> object:
-                with torch.inference_mode(), cast:
-                    return model(x)
-            return inference
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-
-        def training_step() -> None:
-            optimizer.zero_grad()
-            with cast:
-                loss = torch.nn.functional.cross_entropy(model(x), labels)
-            loss.backward()
-            optimizer.step()
-        return training_step
+        return call_of(self.engine.Engine(cores(), form, self.device, cast), case, task)
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[list[int]]:
@@ -193,22 +161,26 @@ class PyTorch:
 
 def kernels(device: str, quick: bool, until: float, found: dict[str, Any], keep: Call) -> None:
     """Into `found`: the rows of `minicnn bench kernels` at each batch, its rooflines, and where the GPU begins to win."""
-    found |= {"rows": [], "roofline": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        for batch in BATCHES[:1] if quick else BATCHES:
-            if time.monotonic() > until:
-                raise TimeIsUp
-            file = Path(folder, f"{batch}.json")
-            command = [sys.executable, "-m", "minicnn", "bench", "kernels", *WORDS[:1 if quick else None], "--batch", str(batch),
+    found |= {"rows": [], "roofline": {}, "problems": []}
+    selections = SELECTIONS[:1] if quick else SELECTIONS
+    for batch, words in [(batch, words) for batch in (BATCHES[:1] if quick else BATCHES) for words in selections]:
+        if time.monotonic() > until:
+            raise TimeIsUp
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "kernels.json")
+            command = [sys.executable, "-m", "minicnn", "bench", "kernels", *words, "--batch", str(batch),
                        "--backend", "auto" if device == "cuda" else "cpu", "--repeats", "3", "--json", str(file)]
-            subprocess.run([*command, *["--quick"] * quick], stdout=subprocess.DEVNULL, check=False,
-                           timeout=max(1.0, until - time.monotonic()))
+            done = subprocess.run([*command, *["--quick"] * quick], capture_output=True, text=True, check=False,
+                                  timeout=max(1.0, until - time.monotonic()))
+            if done.returncode:
+                found["problems"].append(f"{' '.join(words)}, batch {batch}: {done.stderr.strip()[-300:]}")
+                print(found["problems"][-1], flush=True)
             if file.exists():
                 document = results.read(str(file))
-                found["rows"] += [{k: v for k, v in row.items() if k != "layers"} for row in document["results"]]
+                found["rows"] += document["results"]
                 found["roofline"] |= document["roofline"]
                 found["the GPU is faster from batch"] = crossings(found["rows"])
-                keep()
+        keep()
 
 
 def crossings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
@@ -224,15 +196,13 @@ def crossings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
 
 
 # ---------------------------------------------------------------- the device
-def clock(device: str) -> Callable[[Call], float]:
-    """Seconds of a call by the wall clock; on a GPU until all that it asked for is done, on whichever library's stream."""
-    def waited(call: Call) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        return time.perf_counter() - start
-    return wall if device == "cpu" else waited
+def seconds_of(call: Call, device: str) -> float:
+    """By the wall clock; on a GPU until all that it asked for is done, on whichever library's stream."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: str) -> None:
@@ -337,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(found["left out"])
     keep()
     print(f"\n{table(found)}")
-    return 1 if found.get("suite", {}).get("exit status") else 0
+    return 1 if found.get("suite", {}).get("exit status") or found.get("kernels", {}).get("problems") else 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

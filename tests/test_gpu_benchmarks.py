@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from minicnn import models
+from minicnn.bench import cases
 from minicnn.kernels.cuda import source
 
 REPOSITORY = Path(__file__).parent.parent
@@ -28,7 +30,7 @@ def test_the_readme_says_what_is_known_of_the_gpu(module):
 def test_everything_runs_in_small(module, monkeypatch, tmp_path, capsys):
     gpu = module("gpu")
     monkeypatch.setattr(gpu, "MODELS", {"resnet20": 2})
-    monkeypatch.setattr(gpu, "WORDS", ("4x8x8*",))
+    monkeypatch.setattr(gpu, "SELECTIONS", (("conv2d", "resnet20"),))
     monkeypatch.setattr(gpu, "BATCHES", (1,))
     file = tmp_path / "out.json"
     assert gpu.main(["--quick", "--device", "cpu", "--no-pytorch", "--json", str(file), "--commit", "abc"]) == 0
@@ -36,7 +38,26 @@ def test_everything_runs_in_small(module, monkeypatch, tmp_path, capsys):
     assert found["hash"] == source.digest() and found["environment"]["commit"] == "abc" and "left out" not in found
     assert [(row["task"], row["precision"], len(row["seconds"]["minicnn"])) for row in found["models"]] == [
         ("inference", "fp32", 2), ("training step", "fp32", 2)]
+    assert {row["kernel"] for row in found["kernels"]["rows"]} == {"conv2d"} and found["kernels"]["problems"] == []
+    assert found["kernels"]["roofline"].keys() == {"cpu"}
     assert "| resnet20 | 2 | fp32 |" in capsys.readouterr().out
+
+
+def test_every_selection_of_kernels_fits_some_at_every_batch(module):
+    gpu = module("gpu")
+    for words in gpu.SELECTIONS:
+        named = [word for word in words if word in models.names()]
+        for batch in gpu.BATCHES:
+            assert cases.choose(words, cases.of_models(named or cases.MODELS, False, batch))
+
+
+def test_kernels_that_cannot_be_measured_are_a_failure_and_say_so(module, monkeypatch, tmp_path, capsys):
+    gpu, file = module("gpu"), tmp_path / "out.json"
+    monkeypatch.setattr(gpu, "MODELS", {})
+    monkeypatch.setattr(gpu, "SELECTIONS", (("no such kernel",),))
+    assert gpu.main(["--quick", "--device", "cpu", "--no-pytorch", "--json", str(file)]) == 1
+    problem, = json.loads(file.read_text())["kernels"]["problems"]
+    assert problem.startswith("no such kernel, batch 1: ") and "fits no kernel" in problem and problem in capsys.readouterr().out
 
 
 def test_a_side_that_cannot_leaves_the_others_to_go_on(module):
