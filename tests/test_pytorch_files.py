@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import minicnn as mc
-from minicnn.weights import PYTORCH, WeightsError, pytorch
+from minicnn.weights import PYTORCH, WeightsError, archives, pytorch
 from minicnn.weights.pickled import PickleError, read
 
 PUBLISHED = Path(os.environ.get("MINICNN_DATA", "")) / "resnet20-12fca82f.th"
@@ -94,7 +94,7 @@ def test_the_old_format(tmp_path, little):
 
 
 def test_large_files_are_mapped_and_written_to_in_memory_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(pytorch, "LARGE", 100)
+    monkeypatch.setattr(archives, "LARGE", 100)
     for i, content in enumerate((legacy(STATE), None)):
         path = tmp_path / f"{i}.pth"
         mc.save(path, STATE) if content is None else path.write_bytes(content)

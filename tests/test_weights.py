@@ -15,7 +15,7 @@ import pytest
 
 import minicnn as mc
 from minicnn import weights
-from minicnn.weights import WeightsError
+from minicnn.weights import WeightsError, archives
 
 STATE = {
     "model": {"conv1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2), "bn1.num_batches_tracked": np.array(7),
@@ -96,6 +96,66 @@ def test_other_libraries_read_and_write_the_same_files(tmp_path, suffix):
         assert_equal(flat, safetensors.numpy.load_file(path))
         safetensors.numpy.save_file(flat, path, {"format": "pt"})
     assert_equal(flat, mc.load(path))
+
+
+# ---------------------------------------------------------------- large files
+MAPPED = """
+import sys
+import numpy as np
+import minicnn as mc
+def own():                                          # bytes that are this process's alone, and not a file's
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+mc.load(sys.argv[2])                                # a small one: what is imported then is there
+before = own()
+a = mc.load(sys.argv[1])["a"]
+print(own() - before, a.nbytes, int(a.sum()), a.flags.aligned, a.flags.owndata)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="what a process holds is told by Linux alone")
+@pytest.mark.parametrize("kind", [".npz", ".pth"])
+def test_a_large_file_is_mapped(tmp_path, kind):
+    """Its numbers take no memory of the process, though those of an .npz are all read, for their checksum."""
+    large, small = tmp_path / f"large{kind}", tmp_path / f"small{kind}"
+    mc.save(large, {"x": np.zeros(3), "a": np.ones(archives.LARGE // 4, np.float32)})
+    mc.save(small, {"a": np.ones(1)})
+    found = subprocess.run([sys.executable, "-c", MAPPED, large, small], capture_output=True, text=True, check=True).stdout.split()
+    assert found[1:] == [str(archives.LARGE), str(archives.LARGE // 4), "True", "False"]
+    assert int(found[0]) < archives.LARGE // 8
+
+
+@pytest.mark.parametrize("save", [mc.save, lambda path, state: np.savez(path, **state)], ids=["ours", "NumPy's"])
+def test_a_mapped_npz_is_checked_and_written_to_in_memory_alone(tmp_path, monkeypatch, save):
+    monkeypatch.setattr(archives, "LARGE", 100)
+    path, state = tmp_path / "state.npz", {"a": np.arange(100.0), "odd": np.arange(50, dtype=np.float32), "text": np.array("words")}
+    save(path, state)
+    before, loaded = path.read_bytes(), mc.load(path)
+    assert_equal(state, loaded)
+    assert all(array.flags.aligned for array in loaded.values())
+    loaded["a"] += 1
+    assert path.read_bytes() == before
+    mc.save(path, {"other": np.zeros(3)})                              # while arrays of the old one are in use
+    np.testing.assert_array_equal(loaded["a"], state["a"] + 1)
+    at = before.index(np.arange(100.0).tobytes()) + 50
+    path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1:])
+    with pytest.raises(WeightsError, match=r"state.npz is damaged.*a.npy is damaged: its checksum is another"):
+        mc.load(path)
+
+
+@pytest.mark.parametrize("kind", [".npz", ".pth"])
+def test_every_array_begins_at_an_even_place(tmp_path, kind):
+    """So that one that is mapped is as quick to read as any."""
+    path = tmp_path / f"state{kind}"
+    mc.save(path, {f"{'größer' * i}": {"a": np.ones(3 + i, np.uint8), "b": np.ones(2)} for i in range(1, 9)})
+    for inner in mc.load(path).values():
+        for array in inner.values():
+            assert path.read_bytes().count(array.tobytes()) and array.ctypes.data % 8 == 0 and not array.flags.owndata
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".npy") or "/data/" in entry.filename:
+                begin = archives.stored(memoryview(content), entry).tobytes()
+                assert content.index(begin, entry.header_offset) % archives.ALIGNED == 0
 
 
 # ---------------------------------------------------------------- what cannot be saved

@@ -7,12 +7,15 @@
 In the first two a nested dict becomes a flat one whose names are joined with "/". Numbers and strings come back as arrays of no
 dimension. Nothing in a file is ever executed. A file appears whole or not at all: it is written beside its place and moved there.
 
-A large .pth is mapped into memory, and its arrays are views of it; a .safetensors is mapped by its library, which hands each array
-over as a copy. An .npz is read, an array at a time: it holds checksums, which a map would pass by, and a run's checkpoints rely on.
+A large file is mapped into memory: the arrays of a .pth and of an .npz are views of it (archives.py), those of a .safetensors are
+copies that its library makes. Of an .npz the checksums are compared all the same, since a run's checkpoints rely on them: so all
+of it is read once, which takes no memory from others.
 """
 from __future__ import annotations
 
 import errno
+import io
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,12 +25,14 @@ import numpy as np
 
 from minicnn.autograd import Tensor
 from minicnn.backend import is_array, to_numpy
+from minicnn.weights import archives
 
 if TYPE_CHECKING:
     import zipfile
 
 PYTORCH = (".pth", ".pt", ".th")
 SUFFIXES = (".npz", ".safetensors", *PYTORCH)
+LONGEST_HEADER = 1 << 14            # bytes of an .npy before its numbers; NumPy takes no more than 10,000 letters of them
 
 
 class WeightsError(ValueError):
@@ -150,7 +155,7 @@ def _write_npz(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in flat.items():            # np.savez's own parameters would clash with names such as "file"
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            with archives.new_entry(archive, f"{name}.npy") as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
@@ -158,14 +163,30 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     try:
         import zipfile
 
-        with zipfile.ZipFile(path) as archive:
-            return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in archive.infolist()}
+        with open(path, "rb") as file:
+            whole, archive = archives.contents(file), zipfile.ZipFile(file)
+            return {entry.filename.removesuffix(".npy"):
+                    _stored_array(archives.stored(whole, entry)) if entry.compress_type == zipfile.ZIP_STORED
+                    else _compressed_array(archive, entry) for entry in archive.infolist()}
     except Exception as error:                      # a damaged archive fails in any way it likes
         raise WeightsError(f"{path} is damaged or not an .npz file ({_one_line(error)}); write it again with minicnn.save"
                            ) from None
 
 
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
+def _stored_array(found: memoryview) -> np.ndarray[Any, Any]:
+    """The array of an .npy, where it lies; a copy where a number would begin at an odd place, as other programs write them."""
+    file = io.BytesIO(found[:LONGEST_HEADER])
+    major, _ = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    numbers = found[file.tell():]
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(numbers):
+        raise ValueError(f"an array {shape} of {dtype} in {len(numbers):,} bytes")
+    array = np.ndarray(shape, dtype, numbers, order="F" if fortran else "C")
+    return np.require(array, requirements="A")
+
+
+def _compressed_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
     with archive.open(entry) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):                            # at the end, and only there, the checksum is compared

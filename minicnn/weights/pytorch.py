@@ -7,32 +7,26 @@ and each storage, a run of numbers that several tensors may look at, is a persis
     before      pickles one after the other:            a magic number, a version, facts of the machine, the value, the keys;
                                                         then, in the order of the keys, the length and the numbers of each storage
 
-So a tensor is a view of a part of the file. Files of LARGE bytes and more are mapped, not read: their arrays come from the disk
-as they are looked at, and what is written into them stays in memory.
+So a tensor is a view of a part of the file, which is mapped where it is large (archives.py).
 
 Source: torch/serialization.py and torch/_utils.py of PyTorch 2.13; what the formats contain was read there.
 """
 from __future__ import annotations
 
 import io
-import mmap
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from minicnn.weights import archives
 from minicnn.weights.pickled import NUMPY, Global, NumpyArray, PickleError, read
-
-if TYPE_CHECKING:
-    import zipfile
 
 Array = np.ndarray[Any, Any]
 Order = Literal["<", ">"]           # of the bytes of a number
 
-LARGE = 64 << 20                    # bytes of a file that is mapped, not read
 DEEPEST = 100                       # dicts and lists inside each other
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 
@@ -201,26 +195,18 @@ class Plain:
 def read_pytorch(path: Any) -> dict[str, Any]:
     """The value of a checkpoint: nested dicts of arrays. PickleError, or whatever zipfile raises, for a bad file."""
     with open(path, "rb") as file:
-        data = _contents(file)
-    whole = memoryview(data)
-    value = (_read_zip if bytes(whole[:4]) == b"PK\x03\x04" else _read_legacy)(whole)
+        whole = archives.contents(file)
+        file.seek(0)
+        value = (_read_zip if bytes(whole[:4]) == b"PK\x03\x04" else _read_legacy)(file, whole)
     if not isinstance(value, dict):
         raise PickleError(f"it holds a {type(value).__name__}, and not a dict of tensors")
     return value
 
 
-def _contents(file: BinaryIO) -> Any:
-    """The bytes of a file: in memory, or mapped; both can be written to, and the file stays as it is."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    return bytearray(file.read()) if size < LARGE else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def _read_zip(whole: memoryview) -> Any:
+def _read_zip(file: BinaryIO, whole: memoryview) -> Any:
     import zipfile  # slow to import, and only files need it
 
-    archive = zipfile.ZipFile(io.BytesIO(whole) if len(whole) < LARGE else _Mapped(whole))
-    entries = {entry.filename: entry for entry in archive.infolist()}
+    entries = {entry.filename: entry for entry in zipfile.ZipFile(file).infolist()}
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise PickleError(f"the archive has {len(pickles)} entries data.pkl, and a checkpoint has one")
@@ -231,7 +217,7 @@ def _read_zip(whole: memoryview) -> Any:
     def entry(name: str) -> memoryview:
         if name not in entries:
             raise PickleError(f"the archive has no entry {name[:100]}")
-        return _entry(whole, entries[name])
+        return archives.stored(whole, entries[name], check=len(whole) < archives.LARGE)     # of a mapped file, not all is read
 
     order: Order = ">" if f"{root}byteorder" in entries and bytes(entry(f"{root}byteorder")) == b"big" else "<"
     storages: dict[str, Storage] = {}
@@ -246,55 +232,7 @@ def _read_zip(whole: memoryview) -> Any:
     return Plain(order).of(read(io.BytesIO(entry(pickles[0])), NAMES, persistent))
 
 
-class _Mapped(io.RawIOBase):
-    """A mapped file, for zipfile to find its way about without another copy."""
-
-    def __init__(self, whole: memoryview) -> None:
-        self.whole, self.place = whole, 0
-
-    def seekable(self) -> bool:
-        """As a file's, as all that follow."""
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: len(self.whole)}[whence]
-        if start + offset < 0:
-            raise ValueError("before the beginning of the file")
-        self.place = start + offset
-        return self.place
-
-    def readinto(self, buffer: Any) -> int:
-        found = self.whole[self.place:self.place + len(buffer)]
-        buffer[:len(found)] = found
-        self.place += len(found)
-        return len(found)
-
-
-def _entry(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:
-    """The bytes of an entry where they lie. PyTorch never compresses: so no entry is larger than the file."""
-    if entry.compress_type != 0 or entry.flag_bits & 1:
-        raise PickleError(f"the entry {entry.filename[:100]} is compressed or encrypted, which PyTorch's never are")
-    start = entry.header_offset
-    if start + 30 > len(whole) or bytes(whole[start:start + 4]) != b"PK\x03\x04":
-        raise PickleError(f"the entry {entry.filename[:100]} is not where the archive says")
-    name_length, extra_length = struct.unpack_from("<HH", whole, start + 26)
-    start += 30 + name_length + extra_length
-    found = whole[start:start + entry.file_size]
-    if len(found) != entry.file_size:
-        raise PickleError(f"the entry {entry.filename[:100]} is cut short")
-    if len(whole) < LARGE and zlib.crc32(found) != entry.CRC:           # of a mapped file, not all is to be read
-        raise PickleError(f"the entry {entry.filename[:100]} is damaged: its checksum is another")
-    return found
-
-
-def _read_legacy(whole: memoryview) -> Any:
-    file = io.BytesIO(whole) if len(whole) < LARGE else io.BufferedReader(_Mapped(whole))
+def _read_legacy(file: BinaryIO, whole: memoryview) -> Any:
     if read(file, {}) != MAGIC or read(file, {}) != VERSION:
         raise PickleError("it is neither of PyTorch's formats")
     machine = read(file, {})
@@ -353,7 +291,7 @@ def write_pytorch(path: str, state: Mapping[str, Any]) -> None:
         archive.writestr("archive/data.pkl", pickle)
         archive.writestr("archive/byteorder", "little")
         for key, array in enumerate(writer.storages):
-            with archive.open(f"archive/data/{key}", "w", force_zip64=True) as entry:
+            with archives.new_entry(archive, f"archive/data/{key}") as entry:
                 entry.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B") if array.size else b"")
         archive.writestr("archive/version", "3\n")
 
