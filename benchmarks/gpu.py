@@ -13,7 +13,7 @@ In this order, each part written to the file as soon as it is there, and left ou
 3. `minicnn bench kernels` on the CPU and the GPU of the machine, at several batches: time, error, share of the roofline, and the
    batch from which on the GPU is faster.
 
-What "bf16" means differs: PyTorch's autocast keeps activations in bfloat16 too, minicnn rounds the factors of products alone.
+"bf16" is PyTorch's autocast, and here `set_precision("bf16")`: images in bfloat16, weights and sums in float32, of either library.
 """
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ from engine_minicnn import Engine
 from minicnn.backend import library_of
 from minicnn.bench import results
 from minicnn.kernels.cuda import source
-from minicnn.kernels.precision import PRECISIONS, precision
+from minicnn.kernels.precision import precision
 from minicnn.threads import cores
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 MODELS = {"vgg16": 64, "resnet18": 64, "resnet50": 64, "resnet20": 128}             # batches
+PRECISIONS = "fp32", "tf32", "bf16"
 BATCHES = (1, 8, 64)                                                                # of the kernels
 # Of the kernels: what `minicnn bench kernels` is asked for, one call for each.
 SELECTIONS = (("resnet20",), ("max_pool2d*", "vgg16"),

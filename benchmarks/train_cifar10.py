@@ -100,7 +100,8 @@ def pytorch(args: argparse.Namespace, until: float) -> dict[str, Any] | None:
             for group in optimizer.param_groups:
                 group["lr"] = batches.learning_rate(batches.epoch * batches.steps + step)
             optimizer.zero_grad()
-            logits = model(there(inputs).contiguous(memory_format=torch.channels_last))
+            with torch.autocast(device, torch.bfloat16, enabled=args.precision == "bf16"):
+                logits = model(there(inputs).contiguous(memory_format=torch.channels_last))
             torch.nn.functional.cross_entropy(logits, there(labels)).backward()
             optimizer.step()
         batches.epoch += 1
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call; it ends with the epoch in which they are over")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32", choices=train.PRECISIONS)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--pytorch", action="store_true", help="PyTorch in place of minicnn")
     args = parser.parse_args(arguments)
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from minicnn.backend import Array, array_module, is_array, to_numpy
+from minicnn.backend import FLOATING, Array, array_module, compiles_cuda, is_array, is_floating, is_half, to_numpy
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
@@ -212,7 +212,7 @@ class Rule(NamedTuple):
 
     def refuse_saved_real_numbers(self, op: Op, saved: Mapping[str, Any]) -> None:
         """A saved mean is a constant to the tape although it moves with the input: wrong, silently, at second order."""
-        real = [name for name in self.names if name in op.extras and saved[name].dtype.kind == "f"]
+        real = [name for name in self.names if name in op.extras and is_floating(saved[name].dtype)]
         if real:
             raise TypeError(f"{self.function.__name__} names {real}, which the tape holds as constants although they move with "
                             f"the inputs of {op.__name__}, so its second derivative would be wrong: "
@@ -225,7 +225,7 @@ class Op:
 
     __name__: str
 
-    def __init__(self, forward: Callable[..., Any], extras: Sequence[str] = ()) -> None:
+    def __init__(self, forward: Callable[..., Any], extras: Sequence[str] = (), real: Sequence[str] = ()) -> None:
         functools.update_wrapper(self, forward)
         parameters = inspect.signature(forward).parameters
         variadic = [p.name for p in parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -236,6 +236,7 @@ class Op:
             raise TypeError(f"{forward.__name__}: {sorted(clash)} cannot name an argument; backwards use it for something else")
         self.forward = forward
         self.extras = tuple(extras)
+        self.real = frozenset(real)
         self.arguments = tuple(parameters)
         self.positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
         self.defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
@@ -312,7 +313,7 @@ class Op:
         result = self.forward(**values) if watcher is None else watcher.forward(self, values)
         y, *extras = result if self.extras else (result,)
         y = _as_array(y)
-        if floating is not None and y.dtype.kind == "f" and y.dtype != floating:
+        if floating is not None and y.dtype != floating and is_floating(y.dtype) and "y" not in self.real:
             raise TypeError(f"{self.__name__} made {y.dtype} of {floating}: an integer array among its arguments promotes it; "
                             f"convert that with array.astype({str(floating)!r})")
         if not any_tensor:
@@ -331,12 +332,28 @@ class Op:
         """One library and one floating type an op, before any work is done. Returns the type, if any argument is floating."""
         arrays = [v for value in values.values() for v in (value if type(value) in (list, tuple) else (value,)) if is_array(v)]
         array_module(*arrays)
-        kinds = {a.dtype for a in arrays if a.dtype.kind == "f"}
+        kinds = {a.dtype for a in arrays if a.dtype.char in FLOATING}
+        if self.real and any(map(is_half, kinds)) and self.real != {"y"}:
+            return self._check_beside_half(values)
         if len(kinds) > 1:
             named = ", ".join(f"{n}: {v.dtype}{tuple(v.shape)}" for n, v in values.items() if is_array(v))
             raise TypeError(f"{self.__name__} mixes {' and '.join(sorted(str(k) for k in kinds))} ({named}); "
                             "an op works in one floating type: convert one side with array.astype(...) or model.astype(...)")
         return next(iter(kinds), None)
+
+
+    def _check_beside_half(self, values: Mapping[str, Any]) -> np.dtype[Any]:
+        """The same where arguments are of half precision: those that `real` names must be float32 beside them."""
+        given: dict[str, np.dtype[Any]] = {n: v.dtype for n, v in values.items() if is_array(v) and is_floating(v.dtype)}
+        others = {kind for name, kind in given.items() if name not in self.real}
+        if len(others) != 1 or any(given[name] != np.float32 for name in self.real & given.keys()):
+            named = ", ".join(f"{name}: {kind}" for name, kind in given.items())
+            raise TypeError(f"{self.__name__} was given {named}: beside images of half precision, all of one type, what else there "
+                            f"is ({', '.join(sorted(self.real))}) is float32; convert with astype(...)")
+        if not compiles_cuda(next(v for v in values.values() if is_array(v))):
+            raise TypeError(f"{self.__name__} was given {next(iter(others))}: with half precision only a GPU computes; here, "
+                            "convert with astype('float32')")
+        return others.pop()
 
 
 def _shape(value: Any) -> Any:
@@ -349,14 +366,17 @@ def _as_array(value: Any) -> Any:
 
 
 @overload
-def op(forward: Callable[..., Any], *, extras: Sequence[str] = ()) -> Op: ...
+def op(forward: Callable[..., Any], *, extras: Sequence[str] = (), real: Sequence[str] = ()) -> Op: ...
 @overload
-def op(forward: None = None, *, extras: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Op]: ...
-def op(forward: Callable[..., Any] | None = None, *, extras: Sequence[str] = ()) -> Op | Callable[[Callable[..., Any]], Op]:
+def op(forward: None = None, *, extras: Sequence[str] = (), real: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Op]: ...
+def op(forward: Callable[..., Any] | None = None, *, extras: Sequence[str] = (),
+       real: Sequence[str] = ()) -> Op | Callable[[Callable[..., Any]], Op]:
     """Make an operation of a function from arrays to an array; register its backwards with `.backward(...)`.
 
     extras: names of further outputs, `return y, first_extra, ...`, kept for the backwards that name them. They come out
     as plain arrays and carry no gradient.
+    real: names of arguments that are float32 where the others are of half precision, such as weights beside images; of "y", if the
+    result's type is the operation's own affair.
 
     >>> @op
     ... def cube(x):
@@ -365,7 +385,7 @@ def op(forward: Callable[..., Any] | None = None, *, extras: Sequence[str] = ())
     ... def cube_dx(dy, x):
     ...     return dy * x * x * 3.0
     """
-    return Op(forward, extras) if forward is not None else functools.partial(Op, extras=extras)
+    return Op(forward, extras, real) if forward is not None else functools.partial(Op, extras=extras, real=real)
 
 
 class Tensor:
@@ -384,7 +404,7 @@ class Tensor:
         if isinstance(array, Tensor):
             raise TypeError("that is a Tensor already; t.detach() gives one without history")
         self.data = array if is_array(array) else np.asarray(array)
-        if self.data.dtype.kind not in "fiub":
+        if self.data.dtype.kind not in "fiub" and not is_floating(self.data.dtype):
             raise TypeError(f"a Tensor holds real numbers, integers or booleans, not {self.data.dtype}")
         self.node = None
         self.requires_grad = requires_grad
@@ -424,7 +444,7 @@ class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
-        if wanted and self.data.dtype.kind != "f":
+        if wanted and not is_floating(self.data.dtype):
             raise TypeError(f"only floating arrays have gradients, not {self.data.dtype}; use array.astype('float32') first")
         self.node = Node(self.data) if wanted else None
 
@@ -455,6 +475,10 @@ class Tensor:
         if self.data.size != 1:
             raise ValueError(f"item() reads the one element of a Tensor; this one has shape {self.shape}")
         return self.data.item()         # type: ignore[no-any-return]
+
+    def astype(self, dtype: Any) -> Tensor:
+        """The same numbers in another type; of floating ones the gradient comes back in this one."""
+        return OPERATORS["astype"](self, dtype)     # type: ignore[no-any-return]
 
     def to(self, device: str) -> Tensor:
         """On "cpu", "cuda" or "auto"; gradients find their way back."""

@@ -123,6 +123,29 @@ def adopt(module: ModuleType, device: str) -> None:
     _owners.clear()  # its arrays may have been looked at before, and found to be nobody's
 
 
+# ------------------------------------------------------------------------------------------------ what numbers are they?
+
+FLOATING = "fdegE"          # the types of real numbers, by their letters, dtype.char; E: bfloat16, which NumPy has from ml_dtypes
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a type of real numbers, bfloat16 among them."""
+    return dtype.char in FLOATING
+
+
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether it is float16 or bfloat16: in which a GPU stores images, and computes nothing."""
+    return dtype.char in "eE"
+
+
+def real_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What is computed in where images are of this type: float32 for the half ones, else the type itself."""
+    return _FLOAT32 if dtype.char in "eE" else dtype
+
+
+_FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+
+
 # ---------------------------------------------------------------------------------------------------- moving arrays
 
 def device_of(array: Array) -> str:

@@ -509,8 +509,8 @@ def _add_training(add: Callable[..., Any], epochs: str) -> None:
         "to the whole, in place of the shifts: 0.08 is usual for ImageNet; of a folder it is cut from what is in the files")
     add("--cutout", type=_count, metavar="PIXELS", help="blacken a square of so many pixels a side, at a random place of each")
     add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
-    add("--precision", choices=train.PRECISIONS, help="of matrix products on a GPU: fp32 (the default); tf32 and bf16 round their "
-        "factors, for the tensor cores")
+    add("--precision", choices=train.PRECISIONS, help="in which a GPU computes: fp32 (the default); tf32 rounds the factors of "
+        "products, for the tensor cores; bf16 and fp16 keep images in half the memory, too")
     add("--threads", type=_count, metavar="N", help="of the matrix products")
     add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
     add("--out", metavar="FOLDER", help="the run's folder, new or empty; by default ./runs/DATA-MODEL-NUMBER")

@@ -72,8 +72,8 @@ class Optimizer:
         for group in self.groups:
             group["lr"] = float(value)
 
-    def step(self) -> None:
-        """Move every parameter that has a gradient."""
+    def step(self, scaling: Array | None = None) -> None:
+        """Move every parameter that has a gradient.   scaling: of a loss that is scaled, handed over by a GradScaler."""
         i = 0
         for group in self.groups:
             memories = self.memory[i:i + len(group["params"])]
@@ -81,13 +81,13 @@ class Optimizer:
                       if p.grad is not None]
             if moving:
                 params, grads, moved = (list(column) for column in zip(*moving, strict=True))
-                self.update_all(params, grads, moved, group)
+                self.update_all(params, grads, moved, group, scaling)
             i += len(memories)
 
     def update_all(self, params: list[Array], grads: list[Array], memories: list[dict[str, Any]],
-                   settings: Mapping[str, Any]) -> None:
+                   settings: Mapping[str, Any], scaling: Array | None) -> None:
         """Move the arrays of a group's parameters in place: by default one by one, by `update`."""
-        for p, g, memory in zip(params, grads, memories, strict=True):
+        for p, g, memory in zip(params, kernels.unscaled(grads, scaling), memories, strict=scaling is None):
             self.update(p, g, memory, settings)
 
     def zero_grad(self) -> None:
@@ -166,7 +166,7 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov=True looks ahead along the momentum, which is 0; set momentum, e.g. 0.9")
 
     def update_all(self, params: list[Array], grads: list[Array], memories: list[dict[str, Any]],
-                   settings: Mapping[str, Any]) -> None:
+                   settings: Mapping[str, Any], scaling: Array | None) -> None:
         momentum, decay = settings["momentum"], settings["weight_decay"]
         velocities = None
         if momentum:
@@ -174,7 +174,7 @@ class SGD(Optimizer):
                 if not memory:
                     memory["velocity"] = like(p)
             velocities = [memory["velocity"] for memory in memories]
-        kernels.sgd(params, grads, velocities, settings["lr"], momentum, decay, settings["nesterov"])
+        kernels.sgd(params, grads, velocities, settings["lr"], momentum, decay, settings["nesterov"], scaling)
 
 
 class AdamW(Optimizer):
@@ -197,7 +197,7 @@ class AdamW(Optimizer):
             raise ValueError(f"AdamW: betas={settings['betas']} must be two numbers, each at least 0 and below 1")
 
     def update_all(self, params: list[Array], grads: list[Array], memories: list[dict[str, Any]],
-                   settings: Mapping[str, Any]) -> None:
+                   settings: Mapping[str, Any], scaling: Array | None) -> None:
         for p, memory in zip(params, memories, strict=True):
             if not memory:
                 memory.update(t=0, m=like(p), v=like(p))
@@ -206,12 +206,74 @@ class AdamW(Optimizer):
             some = [(p, g, memory["m"], memory["v"]) for p, g, memory in zip(params, grads, memories, strict=True)
                     if memory["t"] == t]
             ps, gs, ms, vs = (list(column) for column in zip(*some, strict=True))
-            kernels.adamw(ps, gs, ms, vs, t, settings["lr"], settings["betas"], settings["eps"], settings["weight_decay"])
+            kernels.adamw(ps, gs, ms, vs, t, settings["lr"], settings["betas"], settings["eps"], settings["weight_decay"], scaling)
 
 
 def like(p: Array) -> Array:
     """Zeros that lie in memory as the parameter does."""
     return laid_out_like(p, lambda order: array_module(p).zeros([p.shape[axis] for axis in order], p.dtype))
+
+
+class GradScaler:
+    """Scales the loss, so that gradients too small for float16 do not become 0; the optimiser takes the scale off again.
+
+        s L -> backward -> s g,     then  s g / s  moves the parameters
+
+    A step whose gradients are not all finite is left out, and s multiplied by `backoff_factor`; behind `growth_interval` steps in a
+    row that were not left out, by `growth_factor`. All of this happens on the device, and nobody waits for it: of AdamW, a step
+    that is left out counts among its steps all the same. As PyTorch's:
+
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.2.
+    """
+
+    def __init__(self, init_scale: float = 2.0 ** 16, growth_factor: float = 2.0, backoff_factor: float = 0.5,
+                 growth_interval: int = 2000) -> None:
+        if not (0 < init_scale < math.inf and growth_factor > 1 and 0 < backoff_factor < 1 and growth_interval >= 1):
+            raise ValueError(f"GradScaler: init_scale={init_scale} must be positive, growth_factor={growth_factor} above 1, "
+                             f"backoff_factor={backoff_factor} between 0 and 1, growth_interval={growth_interval} at least 1")
+        self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
+        self._scaling: Array = np.array([init_scale, 1.0 / init_scale, 1, 1, 0], np.float32)        # see kernels/update.py
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss, scaled; call backward on it."""
+        self._lie_beside(loss.data)
+        scaled: Tensor = loss * self._scaling[kernels.SCALE]
+        return scaled
+
+    def step(self, optimizer: Optimizer) -> None:
+        """optimizer.step(), with gradients of the loss as it was; none where one of them is infinite, or no number."""
+        grads = [p.grad.data for p in optimizer.parameters if p.grad is not None]
+        if grads:
+            self._lie_beside(grads[0])
+            kernels.find_overflow(grads, self._scaling)
+            optimizer.step(self._scaling)
+
+    def update(self) -> None:
+        """Move the scale, behind the steps of all optimisers that share the loss."""
+        kernels.adapt(self._scaling, self.growth_factor, self.backoff_factor, self.growth_interval)
+
+    def _lie_beside(self, array: Array) -> None:
+        """Put what is remembered where the array is, in its type: once, as a rule."""
+        if device_of(array) != device_of(self._scaling) or array.dtype != self._scaling.dtype:
+            self._scaling = to_device(to_numpy(self._scaling).astype(array.dtype), device_of(array))
+
+    def get_scale(self) -> float:
+        """By how much the next loss is scaled. The host waits for the device."""
+        return float(to_numpy(self._scaling)[kernels.SCALE])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale, and for how many steps it has stayed."""
+        held = to_numpy(self._scaling)
+        return {"scale": float(held[kernels.SCALE]), "stayed": int(held[kernels.STAYED])}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        scale = float(state["scale"])
+        self._scaling = np.array([scale, 1.0 / scale, 1, 1, float(state["stayed"])], np.float32)
 
 
 # ---------------------------------------------------------------- schedules: step -> learning rate

@@ -71,7 +71,7 @@ class Config:
     shift: int = 0                  # each image moves by up to so many pixels, a fresh draw every time
     flip: bool = False              # and is mirrored, left to right, half of the time
     cutout: int = 0                 # and a square of so many pixels a side is blackened, at a random place
-    precision: str = "fp32"         # of matrix products on a GPU, see `set_precision`: "tf32" and "bf16" round their factors
+    precision: str = "fp32"         # in which a GPU computes, see `set_precision`: "tf32", "bf16" or "fp16"
     seed: int = 0                   # of the first weights, the order, the augmentation and the dropout
 
     def __post_init__(self) -> None:
@@ -176,6 +176,7 @@ class Trainer:
         self.model, self.train_set, self.test_set, self.config = model, train_set, test_set, config
         self.normalize = normalize or normalization_of(train_set)
         self.optimizer = optim.SGD(self._groups(), config.lr, config.momentum, config.weight_decay, config.momentum > 0)
+        self.scaler = optim.GradScaler() if config.precision == "fp16" else None
         self.drop_last = len(train_set) >= config.batch_size
         self.steps = steps_per_epoch(len(train_set), config.batch_size, drop_last=self.drop_last)      # of one epoch
         self.learning_rate = learning_rate(config, self.steps)
@@ -284,8 +285,13 @@ class Trainer:
         with np.errstate(over="ignore", invalid="ignore"):      # a loss that diverges is told at the epoch's end
             logits = self._logits(inputs)
             loss = ops.cross_entropy(logits, labels, self.config.label_smoothing)
-            loss.backward()
-            self.optimizer.step()
+            if self.scaler is None:
+                loss.backward()
+                self.optimizer.step()
+            else:
+                self.scaler.scale(loss).backward()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         # Added up where they are: reading a number would make the host wait for the device at every step.
         hits = logits.data.argmax(axis=1) == to_device(labels, self.model.device)
         self._sums[0] += loss.data * len(labels)
@@ -310,7 +316,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds: with the configuration and the data, all that the steps to come depend on."""
-        return {"epoch": self.epoch, "step": self.step, "sums": to_numpy(self._sums), "history": json.dumps(self.history),
+        scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        return {**scaler, "epoch": self.epoch, "step": self.step, "sums": to_numpy(self._sums), "history": json.dumps(self.history),
                 "rng": json.dumps(self.model.rng.bit_generator.state), "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict()}
 
@@ -319,6 +326,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.rng.bit_generator.state = json.loads(str(state["rng"]))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         self.history = json.loads(str(state["history"]))
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._sums = to_device(np.array(state["sums"], self._sums.dtype), self.model.device)
@@ -540,7 +549,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     if normalize is None:
         normalize = Normalize.from_dict(before["normalize"]) if before else normalization_of(train_set)
     if config.precision != "fp32" and device == "cpu":
-        raise ValueError(f"precision={config.precision} is how a GPU multiplies, and this run is on the CPU: leave it out")
+        raise ValueError(f"precision={config.precision} is how a GPU computes, and this run is on the CPU: leave it out")
     model = model or default_model(in_shape)
     about: dict[str, Any] = {
         "model": model, "model_options": before.get("model_options", form if body else model_options(model, in_shape)),

@@ -32,6 +32,11 @@ using std::min;
 inline long long min(int a, long long b) { return std::min<long long>(a, b); }
 inline long long min(long long a, int b) { return std::min<long long>(a, b); }
 
+inline unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
+inline float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+inline float widened(unsigned short bits) { _Float16 x; std::memcpy(&x, &bits, 2); return x; }     // of common.cuh, there in PTX
+inline unsigned short narrowed(float x) { _Float16 half = x; unsigned short bits; std::memcpy(&bits, &half, 2); return bits; }
+
 namespace shim {
 
 inline Place block_dim, grid_dim;

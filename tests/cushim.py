@@ -125,26 +125,31 @@ def gemm_strided_batched_ex(handle: int, transa: int, transb: int, m: int, n: in
     rows_a, rows_b = (k if transa else m), (n if transb else k)
     if handle != HANDLE or min(m, n, k) < 0 or lda < max(1, rows_a) or ldb < max(1, rows_b) or ldc < max(1, m):
         raise ValueError("CUBLAS_STATUS_INVALID_VALUE")
-    if not (a_type == b_type == c_type) or (a_type, compute) not in ((0, 68), (0, 75), (0, 77), (1, 70)) or algorithm != -1:
+    if a_type != b_type or (a_type, c_type, compute) not in SUPPORTED or algorithm != -1:
         raise ValueError("CUBLAS_STATUS_NOT_SUPPORTED")
     if count > 1 and stride_c < ldc * (n - 1) + m:
         raise ValueError("the results of a batch overlap, which cuBLAS leaves undefined")
-    dtype = np.dtype(np.float32 if a_type == 0 else np.float64)
-    scale, keep = (_memory(address, (1,), (dtype.itemsize,), dtype)[0] for address in (alpha, beta))
+    real = np.dtype(np.float64 if compute == 70 else np.float32)
+    scale, keep = (_memory(address, (1,), (real.itemsize,), real)[0] for address in (alpha, beta))
 
-    def matrix(address: int, rows: int, columns: int, leading: int, stride: int) -> np.ndarray[Any, Any]:
+    def matrix(address: int, kind: int, rows: int, columns: int, leading: int, stride: int) -> np.ndarray[Any, Any]:
+        dtype = np.dtype(TYPES[kind])
         return _memory(address, (count, rows, columns), (stride * dtype.itemsize, dtype.itemsize, leading * dtype.itemsize), dtype)
 
-    left, right = matrix(a, rows_a, m if transa else k, lda, stride_a), matrix(b, rows_b, k if transb else n, ldb, stride_b)
-    if compute in KEPT_BITS:
-        left, right = (rounded(factor, KEPT_BITS[compute]) for factor in (left, right))
-    out = matrix(c, m, n, ldc, stride_c)
+    left = matrix(a, a_type, rows_a, m if transa else k, lda, stride_a).astype(real, copy=False)
+    right = matrix(b, b_type, rows_b, k if transb else n, ldb, stride_b).astype(real, copy=False)
+    if compute == 77:
+        left, right = (rounded(factor, 10) for factor in (left, right))         # TF32 has 10 bits behind the point
+    out = matrix(c, c_type, m, n, ldc, stride_c)
     product = scale * (left.transpose(0, 2, 1) if transa else left) @ (right.transpose(0, 2, 1) if transb else right)
-    out[...] = product if keep == 0 else product + keep * out           # beta 0: what C held is not read, NaN or not
+    out[...] = product if keep == 0 else product + keep * out.astype(real)      # beta 0: what C held is not read, NaN or not
     RECORD.append((compute, m, n, k, count))
 
 
 HANDLE = 4711
+TYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}      # by cudaDataType_t
+# (type of A and B, of C, compute type) as the table of cublasGemmEx has them
+SUPPORTED = {(0, 0, 68), (0, 0, 77), (1, 1, 70), (2, 2, 68), (2, 0, 68), (14, 14, 68), (14, 0, 68)}
 RECORD: list[tuple[int, int, int, int, int]] = []       # (compute type, m, n, k, how many) of every product
 
 
@@ -153,9 +158,6 @@ def _memory(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtyp
     reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + dtype.itemsize if all(shape) else 0
     raw = np.frombuffer((ctypes.c_char * reach).from_address(address), np.uint8) if reach else np.empty(0, np.uint8)
     return np.ndarray(shape, dtype, raw, 0, strides)
-
-
-KEPT_BITS = {77: 10, 75: 7}                             # behind the point: TF32, bfloat16
 
 
 def rounded(x: np.ndarray[Any, Any], kept: int) -> np.ndarray[Any, Any]:

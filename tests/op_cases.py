@@ -180,6 +180,7 @@ def movement() -> Iterator[Case]:
     yield Case("sum_to", lambda x: ops.sum_to(x, (2, 1, 3)), lambda x: x.sum(0).sum(1, keepdims=True), [normal(4, 2, 5, 3)])
     yield Case("reshape", lambda x: x.reshape(3, -1), lambda x: np.array(list(x.flat)).reshape(3, 4), [normal(2, 2, 3)])
     yield Case("reshape of a transpose", lambda x: x.T.reshape((6,)), lambda x: np.array(list(x.T.flat)), [normal(2, 3)])
+    yield Case("another type", lambda x: ops.movement.converted(x, x.dtype, x.dtype), lambda x: x, [normal(2, 3)])
     yield Case("transpose", lambda x: x.transpose(2, 0, 1), lambda x: np.moveaxis(x, 2, 0), [normal(2, 3, 4)])
     yield Case("transpose, negative axes", lambda x: x.transpose((-1, 0, -2)), lambda x: np.moveaxis(x, 2, 0), [normal(2, 3, 4)])
     yield Case("T", lambda x: x.T, lambda x: np.moveaxis(np.moveaxis(x, 2, 0), 2, 1), [normal(2, 3, 4)])

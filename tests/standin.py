@@ -334,7 +334,7 @@ class ndarray:
         def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, host: np.ndarray[Any, Any]) -> None:
-        if host.dtype.kind not in "biufc":
+        if host.dtype.kind not in "biufc" and host.dtype.name != "bfloat16":        # which CuPy has by ml_dtypes, too
             raise ValueError(f"Unsupported dtype {host.dtype}")
         self._host = host
 

@@ -233,6 +233,7 @@ def torch_logits_and_gradients(twin, x, dy, train):
     twin.zero_grad()
     seen = torch.from_numpy(x.copy()).requires_grad_()
     y = twin.train(train)(seen)
+    y = y.to(seen.dtype)                            # where autocast left it in half precision
     y.backward(torch.from_numpy(dy))
     found = {"logits": y.detach(), "images": seen.grad, **{name: p.grad for name, p in twin.named_parameters()}}
     return {name: value.numpy() for name, value in found.items()}

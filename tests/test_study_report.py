@@ -162,12 +162,15 @@ def test_every_formula_is_of_its_op_and_can_be_typeset():
         assert set(formula.why) <= known, name
 
 
+DECORATOR = '@op(real=("weight", "bias"))'
+
+
 def test_source_lines_are_those_of_the_file():
     shown = of_op(mc.ops.conv2d)
-    assert shown["source"]["where"] == "minicnn/ops/conv.py" and shown["source"]["text"].startswith("@op\ndef conv2d(")
+    assert shown["source"]["where"] == "minicnn/ops/conv.py" and shown["source"]["text"].startswith(f"{DECORATOR}\ndef conv2d(")
     assert [rule["name"] for rule in shown["backwards"]] == ["conv2d_dx", "conv2d_dweight", "conv2d_dbias"]
     lines = (Path(mc.__file__).parent / "ops/conv.py").read_text().split("\n")
-    assert lines[shown["source"]["first"] - 1] == "@op"
+    assert lines[shown["source"]["first"] - 1] == DECORATOR
     assert [rule["name"] for rule in of_op(mc.ops.normalize)["backwards"]] == ["normalize_fused_backward"]
     assert "no file" in source(eval("lambda x: x"))["text"]
     assert of_op(mc.op(lambda x: x))["forward"] is None                 # an op of somebody's own: without equations

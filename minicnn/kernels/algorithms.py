@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, compiles_cuda
+from minicnn.backend import Array, compiles_cuda, is_half
 from minicnn.kernels.precision import get_precision
 from minicnn.kernels.windows import Windows
 
@@ -49,6 +49,8 @@ def algorithm(name: str) -> Iterator[None]:
 
 def supports(name: str, array: Array, windows: Windows, groups: int = 1) -> bool:
     """Whether an algorithm can convolve this array with such windows."""
+    if is_half(array.dtype):
+        return name == "im2col"
     return _known(name) != "winograd" or (_transforms(array) and groups == 1 and windows.kernel_size == (3, 3)
                                          and windows.stride == windows.dilation == (1, 1) and max(windows.padding) <= 2)
 
@@ -72,6 +74,8 @@ def choose(wanted: str | None, which: str, array: Array, windows: Windows, group
         return name
     if wanted is None:
         return "im2col"
+    if is_half(array.dtype):
+        raise ValueError(f'algorithm="{name}" computes in float32 and float64, and the images are of {array.dtype}: use "im2col"')
     raise ValueError('algorithm="winograd" computes 3x3 convolutions of stride 1, padding at most 2, without dilation or groups, '
                      f"on NumPy arrays; not {type(array).__module__} arrays with {windows} in {groups} groups. "
                      'Use "im2col", or "auto", which chooses what can')

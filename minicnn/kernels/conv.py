@@ -19,7 +19,7 @@ from minicnn.kernels import im2col, tapwise, winograd
 from minicnn.kernels.algorithms import choose
 from minicnn.kernels.blocks import Finish
 from minicnn.kernels.dispatch import has_cuda
-from minicnn.kernels.elementwise import Affine
+from minicnn.kernels.elementwise import Affine, cast
 from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last, rows_of
 
 FORWARD = {"im2col": im2col.convolve, "direct": tapwise.convolve, "winograd": winograd.convolve}
@@ -41,7 +41,7 @@ def conv2d(x: Array, weight: Array, bias: Array | None, windows: Windows, groups
         if finish is not None:
             finish(y.reshape(-1, y.shape[3]), 0)
         return channels_first(y)
-    return channels_first(FORWARD[name](channels_last(x), filters_last(weight), bias, windows, finish))
+    return channels_first(FORWARD[name](channels_last(x), filters_last(weight, x), bias, windows, finish))
 
 
 def conv2d_input_grad(dy: Array, weight: Array, in_size: Pair, windows: Windows, groups: int = 1,
@@ -54,7 +54,7 @@ def conv2d_input_grad(dy: Array, weight: Array, in_size: Pair, windows: Windows,
     name = choose(algorithm, "input_grad", dy, windows, groups, c, k, n * dy.shape[2] * dy.shape[3])
     if groups > 1:
         return _each_group(groups, lambda dy, w: conv2d_input_grad(dy, w, in_size, windows, 1, name), (dy, 1), (weight, 0))
-    return channels_first(INPUT_GRAD[name](channels_last(dy), filters_last(weight), in_size, windows))
+    return channels_first(INPUT_GRAD[name](channels_last(dy), filters_last(weight, dy), in_size, windows))
 
 
 def conv2d_weight_grad(x: Array, dy: Array, windows: Windows, groups: int = 1, algorithm: str | None = None) -> Array:
@@ -86,9 +86,13 @@ def affine(scale: Array | None, shift: Array | None, residual: Array | None, rec
 
 
 # ---------------------------------------------------------------- their parts
-def filters_last(weight: Array) -> Array:
-    """(K, C, kh, kw) -> (kh, kw, C, K), contiguous: a view where the memory lies so already, which is how layers keep it."""
-    return array_module(weight).ascontiguousarray(weight.transpose(2, 3, 1, 0))
+def filters_last(weight: Array, beside: Array | None = None) -> Array:
+    """(K, C, kh, kw) -> (kh, kw, C, K), contiguous: a view where the memory lies so already, which is how layers keep it.
+
+    beside: images; of half precision, the filters are rounded to it.
+    """
+    filters = array_module(weight).ascontiguousarray(weight.transpose(2, 3, 1, 0))
+    return filters if beside is None or beside.dtype == filters.dtype else cast(filters, beside.dtype)
 
 
 def filters_first(filters: Array) -> Array:

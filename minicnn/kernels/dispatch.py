@@ -15,6 +15,8 @@ import numpy as np
 
 from minicnn.backend import compiles_cuda
 
+FAST = "fdeE"       # the types, by their letters, that the CUDA kernels are compiled for; a kernel may refuse some of them
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -30,7 +32,7 @@ def has_cuda(portable: Callable[P, R]) -> Callable[P, R]:
             return portable(*args, **kwargs)
         if isinstance(first, list):
             first = first[0] if first else None
-        if compiles_cuda(first) and first.dtype.char in "fd":
+        if compiles_cuda(first) and first.dtype.char in FAST:
             return _fast(module, portable.__name__)(*args, **kwargs)        # type: ignore[no-any-return]
         return portable(*args, **kwargs)
 

@@ -41,6 +41,12 @@ def product(a: Array, b: Array, out: Array | None = None) -> Array:
     return y
 
 
+@has_cuda
+def add_to_rows(y: Array, bias: Array) -> None:
+    """y += bias, in place: (m, n), (n,)"""
+    y += bias
+
+
 LONGEST_SUM = 512           # numbers; longer ones are cut
 SHORTEST_PIECE = 128        # numbers; to add up shorter pieces takes too long beside multiplying them
 

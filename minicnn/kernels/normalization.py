@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minicnn.backend import Array, array_module
+from minicnn.backend import Array, array_module, real_of
 from minicnn.kernels.blocks import each, empty, row_blocks, scratch, total
 from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.elementwise import channelwise, rectify
@@ -135,9 +135,17 @@ def scale_and_shift(weight: Array, bias: Array, mean: Array, var: Array, eps: fl
 
 
 @has_cuda
+def channel_affine(x: Array, scale: Array, shift: Array) -> Array:
+    """scale x + shift, one number of each a channel: (N, C, H, W), (C,), (C,)."""
+    y = x * scale.reshape(-1, 1, 1)
+    y += shift.reshape(-1, 1, 1)
+    return y
+
+
+@has_cuda
 def channel_total(x: Array) -> Array:
-    """(N, C, H, W) -> (C,): the sum of each channel."""
-    return x.sum(axis=(0, 2, 3))
+    """(N, C, H, W) -> (C,): the sum of each channel, of half precision in float32."""
+    return x.sum(axis=(0, 2, 3), dtype=real_of(x.dtype))
 
 
 def channel_sum(rows: Array, times: Array | None = None) -> Array:

@@ -1,25 +1,35 @@
-"""How exactly a GPU multiplies matrices of float32."""
+"""How exactly a GPU computes what is of float32."""
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+import numpy as np
+
+from minicnn.backend import compiles_cuda
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 _precision = "fp32"
 
 
 def set_precision(name: str) -> None:
-    """How the GPU multiplies matrices of float32, on tensor cores (NVIDIA's, since Ampere) where factors are rounded:
+    """How a GPU computes with models and arrays of float32; on tensor cores (NVIDIA's, since Ampere) in all but the first:
 
-    "fp32": in float32.   "tf32": factors rounded to 10 bits behind the point (a relative 5e-4).   "bf16": to 7 bits (4e-3).
-    Sums are float32 in all three, and so is all that is kept: weights, activations, gradients.
+    "fp32"      In float32.
+    "tf32"      The factors of matrix products are rounded to 10 bits behind the point (a relative 5e-4).
+    "bf16"      A model computes with images of bfloat16 inside, 7 bits (4e-3) and float32's range; they take half the memory.
+    "fp16"      With images of float16, 10 bits from 6e-8 to 65504. Gradients are smaller than that: train with `optim.GradScaler`.
 
-    For the whole process, and on a GPU alone: NumPy's products, and those of float64, are what they are.
+    Weights and their gradients, statistics, every sum, and what goes into a model and comes out are float32 in all four.
+    For the whole process, and on a GPU alone: NumPy's arrays, and those of float64, are computed as they are.
+    Raises ImportError where "bf16" lacks the library ml_dtypes, by which NumPy and CuPy know the type.
     """
     global _precision
     if name not in PRECISIONS:
         raise ValueError(f"precision {name!r}: choose one of {', '.join(map(repr, PRECISIONS))}")
+    half_type(name)
     _precision = name
 
 
@@ -37,3 +47,23 @@ def precision(name: str) -> Iterator[None]:
 def get_precision() -> str:
     """What `set_precision` was given last; "fp32" before."""
     return _precision
+
+
+def half_beside(array: Any) -> np.dtype[Any] | None:
+    """The type in which a model given this array is to compute inside; None: in the array's own."""
+    if _precision in ("fp32", "tf32") or not compiles_cuda(array) or array.dtype != np.float32:
+        return None
+    return half_type(_precision)
+
+
+def half_type(name: str) -> np.dtype[Any] | None:
+    """The type of images inside a model under a precision; None: the model's own. ImportError where NumPy does not know it."""
+    if name != "bf16":
+        return np.dtype(np.float16) if name == "fp16" else None
+    try:
+        import ml_dtypes  # only for those who ask for it
+    except ImportError:
+        raise ImportError('precision "bf16" needs ml_dtypes, by which NumPy and CuPy know the type: pip install ml_dtypes'
+                          ) from None
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16

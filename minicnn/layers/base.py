@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from minicnn.autograd import Tensor, recorder
-from minicnn.backend import device_of, is_array, resolve_device, to_device, to_numpy
+from minicnn.backend import device_of, is_array, is_half, resolve_device, to_device, to_numpy
 from minicnn.layers.summary import Row, Shape, Summary
 
 
@@ -71,7 +71,7 @@ class Layer:
         if x.ndim != len(in_shape) + 1:
             raise ValueError(f"an input of shape {x.shape} has {x.ndim} axes; it must be a batch of {in_shape}, with "
                              f"{len(in_shape) + 1} axes: a single one becomes a batch with x[None]")
-        if x.dtype != self.dtype:
+        if x.dtype != self.dtype and not (is_half(x.dtype) and self.dtype == np.float32):
             raise TypeError(f"an input of {x.dtype} in a layer of {self.dtype}: convert it with x.astype({str(self.dtype)!r}), "
                             "or the model with model.astype(...)")
         watcher = recorder()
@@ -256,8 +256,9 @@ def _on_the_host(name: str, value: Any) -> np.ndarray[Any, Any]:
 
 def _floating(dtype: Any) -> np.dtype[Any]:
     dtype = np.dtype(dtype)
-    if dtype.kind != "f":
-        raise TypeError(f"a layer computes in floating point, not {dtype}: use float32 or float64")
+    if dtype.kind != "f" or is_half(dtype):
+        raise TypeError(f"a layer's parameters are float32 or float64, not {dtype}"
+                        + (': half precision is for images, on a GPU, see minicnn.set_precision' if is_half(dtype) else ""))
     return dtype
 
 

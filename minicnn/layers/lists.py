@@ -11,6 +11,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.autograd import Tensor
+from minicnn.kernels.precision import half_beside
 from minicnn.layers.base import Layer, inside
 from minicnn.layers.steps import Fused, FusedConv2d, ReLU
 from minicnn.layers.summary import Shape
@@ -85,6 +86,8 @@ class Sequential(Layer):
 
     in_shape: builds the model at once, for images (C, H, W), with parameters drawn from `seed`.
     `rng`, which dropout draws from where the call passes none, begins from the seed too.
+
+    Under `set_precision("bf16")` or `"fp16"`, given float32 on a GPU, it computes with images of that type inside.
     """
 
     def __init__(self, layers: Iterable[Layer | list[Any]], in_shape: Sequence[int] | None = None, seed: int = 0,
@@ -107,8 +110,10 @@ class Sequential(Layer):
         return shape
 
     def __call__(self, x: Any, train: bool = False, rng: np.random.Generator | None = None) -> Tensor:
+        half = half_beside(x.data if isinstance(x, Tensor) else x)
         with blas_alone():
-            return super().__call__(x, train, self.rng if rng is None else rng)
+            y = super().__call__(x if half is None else ops.astype(x, half), train, self.rng if rng is None else rng)
+        return y if half is None else y.astype(np.float32)
 
     def forward(self, x: Tensor, train: bool, rng: np.random.Generator | None) -> Tensor:
         return run(fused(self.children()) if _fusing.get() else self.children(), x, train, rng)

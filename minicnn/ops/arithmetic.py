@@ -277,4 +277,4 @@ def matmul(a: Any, b: Any) -> Any:
 
 OPERATORS.update(accumulate=accumulate, add=add, sub=sub, mul=mul, div=div, neg=neg, power=power, matmul=matmul, exp=exp, log=log,
                  sqrt=sqrt, max=max, getitem=movement.getitem, sum=movement.sum, mean=movement.mean, var=movement.var,
-                 reshape=movement.reshape, transpose=movement.transpose, to=movement.to)
+                 reshape=movement.reshape, transpose=movement.transpose, to=movement.to, astype=movement.astype)

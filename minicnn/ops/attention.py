@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from minicnn.backend import is_floating
 from minicnn.ops.activation import sigmoid
-from minicnn.ops.movement import mean, sum
+from minicnn.ops.movement import in_real, mean, sum
 
 PIXELS = (2, 3)         # of one channel of one image
 
@@ -25,12 +26,16 @@ def simam(x: Any, eps: float = 1e-4) -> Any:
     """
     if x.ndim != 4:
         raise ValueError(f"simam: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}")
-    if x.dtype.kind != "f":
+    if not is_floating(x.dtype):
         raise TypeError(f"simam: x must be floating, not {x.dtype}: convert images with array.astype('float32')")
     n = x.shape[2] * x.shape[3]
     if n < 2:
         raise ValueError(f"simam: x {tuple(x.shape)} has {n} pixel a channel, and the variance over n - 1 needs at least 2: "
                          "use a larger image, or leave it out where the image has shrunk to one pixel")
+    return in_real(lambda x: _scaled(x, n, eps), x)
+
+
+def _scaled(x: Any, n: int, eps: float) -> Any:
     d = x - mean(x, PIXELS, keepdims=True)
     square = d * d
     v = sum(square, PIXELS, keepdims=True) * (1.0 / (n - 1))

@@ -9,23 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 from minicnn.autograd import op
-from minicnn.backend import Array, is_array
+from minicnn.backend import Array, is_array, real_of
 from minicnn.kernels import conv as kernels
 from minicnn.kernels.conv import affine
 from minicnn.kernels.normalization import channel_total
 from minicnn.kernels.windows import Windows
 from minicnn.ops.activation import where_positive
-from minicnn.ops.movement import sum
+from minicnn.ops.movement import astype, sum, widened
 
 
-@op
+@op(real=("weight", "bias"))
 def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
            groups: int = 1, algorithm: str | None = None) -> Array:
     """Slide every filter over every image: cross-correlation with zero padding.
 
     y[n, k, p, q] = bias[k] + sum_{c, i, j} weight[k, c, i, j] x[n, c, p stride - padding + i dilation, q stride - ...]
 
-    x: (N, C, H, W).   weight: (K, C / groups, kh, kw).   bias: (K,) or None.   Returns (N, K, P, Q) with
+    x: (N, C, H, W).   weight: (K, C / groups, kh, kw).   bias: (K,) or None.   All of one type; beside images of half precision
+    weight and bias are float32, and so are their gradients.   Returns (N, K, P, Q) with
     P = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and Q alike.
     stride, padding, dilation: an int, or a pair (rows, columns).
     groups: filters k of a group see the channels of their group alone; groups = C is a depthwise convolution.
@@ -55,7 +56,7 @@ def conv2d_dbias(dy):
     return total(dy)
 
 
-@op
+@op(real=("weight", "bias"))
 def conv2d_relu(x: Array, weight: Array, bias: Array | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                 groups: int = 1, algorithm: str | None = None) -> Array:
     """y = max(conv2d(x, weight, bias), 0), each block rectified while it is in cache; arguments as for `conv2d`.
@@ -76,7 +77,7 @@ def conv2d_relu_backward(dy, x, weight, y, stride, padding, dilation, groups, al
             total(dz) if "bias" in wanted else None)
 
 
-@op
+@op(real=("weight", "scale", "shift"))
 def conv2d_affine(x: Array, weight: Array, scale: Array, shift: Array, residual: Array | None = None, *, rectified: bool = False,
                   stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, algorithm: str | None = None) -> Array:
     """y = scale conv2d(x, weight) + shift + residual, and max(y, 0) if rectified; all of it to each block while it is in cache.
@@ -102,15 +103,15 @@ def conv2d_affine(x: Array, weight: Array, scale: Array, shift: Array, residual:
 def conv2d_affine_backward(dy, x, weight, scale, y, rectified, stride, padding, dilation, groups, algorithm, wanted):
     settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "algorithm": algorithm}
     dz = where_positive(dy, y) if rectified else dy
-    scaled = dz * scale.reshape(-1, 1, 1)
+    scaled = astype(widened(dz) * scale.reshape(-1, 1, 1), dz.dtype)
     return (conv2d_input_grad(scaled, weight, x.shape[2:], **settings) if "x" in wanted else None,
             conv2d_weight_grad(x, scaled, weight.shape[2:], **settings) if "weight" in wanted else None,
-            total(dz * conv2d(x, weight, **settings)) if "scale" in wanted else None,
+            total(widened(dz) * widened(conv2d(x, weight, **settings))) if "scale" in wanted else None,
             total(dz) if "shift" in wanted else None,
             dz if "residual" in wanted else None)
 
 
-@op
+@op(real=("weight",))
 def conv2d_input_grad(dy: Array, weight: Array, in_size: tuple[int, int], *, stride: Any = 1, padding: Any = 0,
                       dilation: Any = 1, groups: int = 1, algorithm: str | None = None) -> Array:
     """(N, K, P, Q), (K, C / groups, kh, kw) -> (N, C, H, W): each output's number back to the pixels it saw, times the weight.
@@ -133,7 +134,7 @@ def conv2d_input_grad_dweight(g, dy, weight_shape, stride, padding, dilation, gr
                               dilation=dilation, groups=groups, algorithm=algorithm)
 
 
-@op
+@op(real=("y",))
 def conv2d_weight_grad(x: Array, dy: Array, kernel_size: tuple[int, int], *, stride: Any = 1, padding: Any = 0,
                        dilation: Any = 1, groups: int = 1, algorithm: str | None = None) -> Array:
     """(N, C, H, W), (N, K, P, Q) -> (K, C / groups, kh, kw): how much of each output's number each weight is answerable for.
@@ -158,7 +159,7 @@ def conv2d_weight_grad_ddy(g, x, stride, padding, dilation, groups, algorithm):
 
 def total(dy: Any) -> Any:
     """(N, K, P, Q) -> (K,): the sum of each channel, which is what a bias's gradient is."""
-    return channel_total(dy) if is_array(dy) else sum(dy, (0, 2, 3))
+    return channel_total(dy) if is_array(dy) else sum(widened(dy), (0, 2, 3))
 
 
 def _kernel_size(weight: Array) -> tuple[int, int]:
@@ -178,7 +179,7 @@ def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
     if c_group * groups != c:
         raise ValueError(f"conv2d: x {tuple(x.shape)} has {c} channels, but weight {tuple(weight.shape)} with groups={groups} "
                          f"reads {c_group * groups}: weight must be (K, C / groups, kh, kw) = (K, {c // groups}, kh, kw)")
-    if x.dtype != weight.dtype:
+    if real_of(x.dtype) != real_of(weight.dtype):
         raise TypeError(f"conv2d: x is {x.dtype} and weight {weight.dtype}; images of integers are converted first, "
                         f"with array.astype({str(weight.dtype)!r})")
     if bias is not None and tuple(bias.shape) != (k,):

@@ -2,48 +2,57 @@
 from __future__ import annotations
 
 from minicnn.autograd import op
-from minicnn.backend import Array
-from minicnn.kernels.linear import product
+from minicnn.backend import Array, array_module, is_half, real_of
+from minicnn.kernels.elementwise import cast
+from minicnn.kernels.linear import add_to_rows, product
 from minicnn.ops.arithmetic import matmul
-from minicnn.ops.movement import sum, transpose
+from minicnn.ops.movement import astype, sum, transpose, widened
 
 
-@op
+@op(real=("weight", "bias"))
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """y = x weight^T + bias      dx = dy weight,  dweight = dy^T x,  dbias = sum over the batch of dy
 
-    x: (N, in).   weight: (out, in).   bias: (out,) or None.   Returns (N, out).
+    x: (N, in).   weight: (out, in).   bias: (out,) or None.   Returns (N, out).   All of one type; beside an x of half precision
+    weight and bias are float32, and so are their gradients.
     """
     _check(x, weight, bias)
-    y = product(x, weight.T)
+    y = product(x, _beside(x, weight).T)
     if bias is not None:
-        y += bias
+        add_to_rows(y, bias)
     return y
 
 
 @linear.backward("x")
 def linear_dx(dy, weight):
-    return matmul(dy, weight)
+    return matmul(dy, astype(weight, dy.dtype))
 
 
 @linear.backward("weight")
 def linear_dweight(dy, x):
-    return matmul(transpose(dy), x)
+    return matmul(transpose(widened(dy)), widened(x))
 
 
 @linear.backward("x", fused=True)
 def linear_fused_dx(dy, weight):
-    return product(dy, weight)
+    return product(dy, _beside(dy, weight))
 
 
 @linear.backward("weight", fused=True)
 def linear_fused_dweight(dy, x):
-    return product(dy.T, x)
+    if not is_half(x.dtype):
+        return product(dy.T, x)
+    return product(dy.T, x, array_module(x).empty((dy.shape[1], x.shape[1]), real_of(x.dtype)))
 
 
 @linear.backward("bias")
 def linear_dbias(dy):
-    return sum(dy, 0)
+    return sum(widened(dy), 0)
+
+
+def _beside(x: Array, weight: Array) -> Array:
+    """The weight in the type of x."""
+    return weight if weight.dtype == x.dtype else cast(weight, x.dtype)
 
 
 def _check(x: Array, weight: Array, bias: Array | None) -> None:

@@ -9,6 +9,7 @@ from minicnn.autograd import Tensor, op
 from minicnn.backend import Array, device_of, is_array, to_device
 from minicnn.kernels import loss as kernels
 from minicnn.ops.activation import softmax
+from minicnn.ops.movement import widened
 
 
 def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0) -> Any:
@@ -16,12 +17,13 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0) -> Any
 
     logits: (N, classes).   labels: (N,) integers; a NumPy array serves logits on any device, and is checked without waiting for it.
     label_smoothing: this share of the target is spread evenly over all classes.
+    Of logits of half precision the loss is float32.
     Raises ValueError for a label that is no class: an index is never wrapped around.
     """
     labels = labels.data if isinstance(labels, Tensor) else labels if is_array(labels) else np.asarray(labels)
     _check(logits, labels, label_smoothing)
     data = logits.data if isinstance(logits, Tensor) else logits
-    return softmax_cross_entropy(logits, to_device(labels, device_of(data)), label_smoothing)
+    return softmax_cross_entropy(widened(logits), to_device(labels, device_of(data)), label_smoothing)
 
 
 @op

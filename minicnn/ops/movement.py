@@ -10,14 +10,15 @@ For a linear map y = A x the backward is dx = A^T dy, whatever x was: none of th
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import op
-from minicnn.backend import Array, array_module
+from minicnn.backend import Array, array_module, is_floating, is_half, real_of
+from minicnn.kernels import elementwise as kernels
 from minicnn.kernels.elementwise import laid_out_like
 
 Axis = int | Sequence[int] | None
@@ -182,6 +183,38 @@ def concatenate_darrays(dy, arrays_shape, axis):
     before = (slice(None),) * along
     return ([getitem(dy, (*before, slice(int(end) - shape[along], int(end))))
              for end, shape in zip(ends, arrays_shape, strict=True)],)
+
+
+# ---------------------------------------------------------------- another type
+def astype(x: Any, dtype: Any) -> Any:
+    """The same numbers in another type; x itself if it has that type already.   dx: back in the type of x."""
+    wanted = np.dtype(dtype)
+    if x.dtype == wanted:
+        return x
+    if is_floating(x.dtype) and not is_floating(wanted):
+        raise TypeError(f"astype: a Tensor of {x.dtype} as {wanted} has no gradient: convert its array, t.data.astype(...)")
+    return converted(x, wanted, x.dtype)
+
+
+@op(real=("y",))
+def converted(x: Array, dtype: np.dtype[Any], source: np.dtype[Any]) -> Array:
+    """Numbers of the type `source` in the type `dtype`.   dx: back again."""
+    return kernels.cast(x, dtype) if real_of(dtype) == real_of(source) else x.astype(dtype)
+
+
+@converted.backward("x")
+def converted_dx(dy, dtype, source):
+    return converted(dy, source, dtype)
+
+
+def widened(x: Any) -> Any:
+    """x in the type that is computed in: of half precision float32, else itself."""
+    return astype(x, real_of(x.dtype))
+
+
+def in_real(compute: Callable[[Any], Any], x: Any) -> Any:
+    """compute(x), in float32 where x is of half precision, and rounded to that again: for sums whose terms would lose digits."""
+    return astype(compute(widened(x)), x.dtype) if is_half(x.dtype) else compute(x)
 
 
 # ---------------------------------------------------------------- another device

@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 from minicnn.autograd import op
-from minicnn.backend import Array, is_array
+from minicnn.backend import Array, is_array, is_floating, real_of
 from minicnn.kernels import normalization as kernels
 from minicnn.ops.activation import add_relu, relu, where_positive
-from minicnn.ops.movement import mean, reshape, sum
+from minicnn.ops.movement import astype, mean, reshape, sum, widened
 
 OVER = (0, 2, 3)        # a channel's numbers: all images, all pixels
 
@@ -57,7 +57,7 @@ def scale_and_shift(weight: Any, bias: Any, mean: Any, var: Array, eps: float) -
     return scale, bias - scale * (mean.copy() if is_array(mean) else mean)      # kept: later training steps move the array in place
 
 
-@op(extras=("batch_mean", "batch_var"))
+@op(extras=("batch_mean", "batch_var"), real=("weight", "bias"))
 def normalize(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
     """y = weight (x - mean) / sqrt(var + eps) + bias, with the batch's mean and biased variance of each channel
 
@@ -70,11 +70,12 @@ def normalize(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, 
 
 @normalize.backward("x", "weight", "bias")
 def normalize_backward(dy, x, weight, eps):
+    dtype, x, dy = x.dtype, widened(x), widened(dy)
     centred = x - mean(x, OVER, keepdims=True)              # computed again from x, so that its own derivative exists
     inv_std = (mean(centred * centred, OVER, keepdims=True) + eps) ** -0.5
     x_hat = centred * inv_std
     dx = _per_channel(weight) * inv_std * (dy - mean(dy, OVER, keepdims=True) - x_hat * mean(dy * x_hat, OVER, keepdims=True))
-    return dx, sum(dy * x_hat, OVER), sum(dy, OVER)
+    return astype(dx, dtype), sum(dy * x_hat, OVER), sum(dy, OVER)
 
 
 @normalize.backward("x", "weight", "bias", fused=True)
@@ -82,7 +83,7 @@ def normalize_fused_backward(dy, x, weight, batch_mean, batch_var, eps, wanted):
     return kernels.normalize_grad(dy, x, weight, batch_mean, batch_var, eps, "x" in wanted)
 
 
-@op(extras=("batch_mean", "batch_var"))
+@op(extras=("batch_mean", "batch_var"), real=("weight", "bias"))
 def normalize_relu(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
     """y = max(normalize(x, weight, bias), 0), with the same statistics      dy counts where y > 0"""
     return kernels.normalize(x, weight, bias, eps, rectified=True)
@@ -98,7 +99,7 @@ def normalize_relu_fused_backward(dy, x, weight, y, batch_mean, batch_var, eps, 
     return kernels.normalize_grad(dy, x, weight, batch_mean, batch_var, eps, "x" in wanted, y)
 
 
-@op(extras=("batch_mean", "batch_var"))
+@op(extras=("batch_mean", "batch_var"), real=("weight", "bias"))
 def normalize_add_relu(x: Array, weight: Array, bias: Array, residual: Array, eps: float) -> tuple[Array, Array, Array]:
     """y = max(normalize(x, weight, bias) + residual, 0), with the same statistics: the end of a residual block
 
@@ -123,27 +124,25 @@ def normalize_add_relu_fused_backward(dy, x, weight, y, batch_mean, batch_var, e
     return *kernels.normalize_grad(dz, x, weight, batch_mean, batch_var, eps, "x" in wanted), dz
 
 
-@op
+@op(real=("scale", "shift"))
 def affine(x: Array, scale: Array, shift: Array) -> Array:
     """y = scale x + shift, one number of each a channel      dx = dy scale,  dscale = sum dy x,  dshift = sum dy"""
-    y = x * scale.reshape(-1, 1, 1)
-    y += shift.reshape(-1, 1, 1)
-    return y
+    return kernels.channel_affine(x, scale, shift)
 
 
 @affine.backward("x")
 def affine_dx(dy, scale):
-    return dy * _per_channel(scale)
+    return astype(widened(dy) * _per_channel(scale), dy.dtype)
 
 
 @affine.backward("scale")
 def affine_dscale(dy, x):
-    return sum(dy * x, OVER)
+    return sum(widened(dy) * widened(x), OVER)
 
 
 @affine.backward("shift")
 def affine_dshift(dy):
-    return sum(dy, OVER)
+    return sum(widened(dy), OVER)
 
 
 def _per_channel(v: Any) -> Any:
@@ -153,14 +152,15 @@ def _per_channel(v: Any) -> Any:
 def _check(x: Any, weight: Any, bias: Any, running_mean: Array, running_var: Array) -> None:
     if x.ndim != 4:
         raise ValueError(f"batch_norm: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}")
-    if x.dtype.kind != "f":
+    if not is_floating(x.dtype):
         raise TypeError(f"batch_norm: x must be floating, not {x.dtype}: sums of small integers overflow; "
                         "convert images with array.astype('float32')")
     named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    other = {name: str(v.dtype) for name, v in named.items() if v.dtype != x.dtype}
+    other = {name: str(v.dtype) for name, v in named.items() if v.dtype != real_of(x.dtype)}
     if other:
         raise TypeError(f"batch_norm: x is of {x.dtype}, but {', '.join(f'{name} of {dtype}' for name, dtype in other.items())}; "
-                        "all must be of one floating type: convert with array.astype(...)")
+                        "all must be of one floating type (beside images of half precision, float32): convert with "
+                        "array.astype(...)")
     for name, v in named.items():
         if tuple(v.shape) != (x.shape[1],):
             raise ValueError(f"batch_norm: {name} {tuple(v.shape)} must have one number for each of the {x.shape[1]} channels "

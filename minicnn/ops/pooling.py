@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from minicnn.autograd import Tensor, op
-from minicnn.backend import Array, device_of, to_device
+from minicnn.backend import Array, device_of, is_floating, to_device
 from minicnn.kernels import pooling as kernels
 from minicnn.kernels.windows import Pair, Windows, pair
 from minicnn.ops.arithmetic import matmul
-from minicnn.ops.movement import mean
+from minicnn.ops.movement import in_real, mean
 
 
 def max_pool2d(x: Any, kernel_size: Any = 2, stride: Any = None, padding: Any = 0, ceil_mode: bool = False) -> Any:
@@ -72,10 +72,13 @@ def avg_pool2d(x: Any, kernel_size: Any = 2, stride: Any = None, padding: Any = 
     """
     windows = _windows("avg_pool2d", x, kernel_size, stride, padding, ceil_mode)
     area = _areas(windows, x.shape[2:])
-    total = window_sum(x, windows)
+    return in_real(lambda x: _over_area(window_sum(x, windows), area), x)
+
+
+def _over_area(total: Any, area: np.ndarray[Any, Any]) -> Any:
     if (area == area[0, 0]).all():
         return total * (1.0 / float(area[0, 0]))
-    data = x.data if isinstance(x, Tensor) else x
+    data = total.data if isinstance(total, Tensor) else total
     return total / to_device(area.astype(data.dtype), device_of(data))
 
 
@@ -113,16 +116,20 @@ def adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
     if (h, w) == (p, q):
         return x
     if (p, q) == (1, 1):
-        return mean(x, (2, 3), keepdims=True)
+        return in_real(lambda x: mean(x, (2, 3), keepdims=True), x)
+    return in_real(lambda x: _averaged(x, (p, q)), x)
+
+
+def _averaged(x: Any, parts: Pair) -> Any:
     data = x.data if isinstance(x, Tensor) else x
-    a, b = (to_device(averaging(n, parts, data.dtype), device_of(data)) for n, parts in ((h, p), (w, q)))
+    a, b = (to_device(averaging(n, some, data.dtype), device_of(data)) for n, some in zip(x.shape[2:], parts, strict=True))
     return matmul(matmul(a, x), b.T)
 
 
 def global_avg_pool2d(x: Any) -> Any:
     """The mean of each channel: (N, C, H, W) -> (N, C).   dx = dy / (H W) for every pixel."""
     _check_image("global_avg_pool2d", x)
-    return mean(x, (2, 3))
+    return in_real(lambda x: mean(x, (2, 3)), x)
 
 
 def averaging(n: int, parts: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
@@ -155,6 +162,6 @@ def _check_image(function: str, x: Any) -> None:
     if x.ndim != 4:
         raise ValueError(f"{function}: x must have 4 axes (N, C, H, W), not shape {tuple(x.shape)}; "
                          "a single image becomes a batch with x[None]")
-    if x.dtype.kind != "f":
+    if not is_floating(x.dtype):
         raise TypeError(f"{function}: x must be floating, not {x.dtype}: sums of small integers overflow, and padding with minus "
                         "infinity needs a float; convert images with array.astype('float32')")

@@ -121,6 +121,7 @@ CASES: dict[str, list[Case]] = {
     "add": [Case(ops.add, [X, ROW]), Case(ops.add, [COLUMN, ROW]), Case(lambda x: x + x, [X])],
     "add_relu": _each(ops.add_relu, X, _numbers(3, 4)),
     "affine": _each(ops.affine, IMAGE, CHANNEL, -CHANNEL),
+    "astype": _each(lambda x: ops.astype(ops.astype(x, np.longdouble), np.float64), X),
     "avg_pool2d": [Case(lambda x: ops.avg_pool2d(x, 2), [IMAGE]), Case(lambda x: ops.avg_pool2d(x, 3, 2, 1, True), [IMAGE])],
     "batch_norm": [Case(_batch_norm(train), [IMAGE, CHANNEL, -CHANNEL]) for train in (True, False)],
     "broadcast_to": _each(lambda x: ops.broadcast_to(x, (2, 3, 4)), COLUMN),

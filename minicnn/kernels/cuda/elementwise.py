@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from minicnn.backend import Array, array_module
+import numpy as np
+
+from minicnn.backend import Array, array_module, is_half, memory_order
 from minicnn.kernels.blocks import Finish
-from minicnn.kernels.cuda.launch import THREADS, launch, over
+from minicnn.kernels.cuda.launch import THREADS, four_bytes, launch, over
 from minicnn.kernels.elementwise import Affine, laid_out_like
 
 COLUMNS = 32, 8             # threads of a block: neighbouring numbers of a row, and rows
@@ -32,6 +35,27 @@ def add_relu(a: Array, b: Array) -> Array:
     return _like(lambda out, a, b: affine_pass(a, None, None, b, True, out), a, b)
 
 
+def cast(x: Array, dtype: np.dtype[Any]) -> Array:
+    """The same numbers in another type, one of the two float32: a half one is widened, or float32 rounded to it."""
+    xp, order = array_module(x), memory_order(x)
+    laid = xp.ascontiguousarray(x.transpose(order))
+    out = xp.empty(laid.shape, dtype)
+    kernel = "narrow" if is_half(dtype) else "widen"
+    fours = in_fours(out.size, laid, out)
+    launch("elementwise", f"{kernel}{fours}", over(out.size // 4 if fours else out.size), THREADS, laid, out, out.size)
+    return out.transpose(sorted(range(x.ndim), key=order.__getitem__))
+
+
+def accumulate(a: Array, b: Array) -> None:
+    """a += b, in place"""
+    order = memory_order(a)
+    laid = a.transpose(order)
+    if laid.flags.c_contiguous:
+        affine_pass(laid, None, None, array_module(a).ascontiguousarray(b.transpose(order)), False, laid)
+    else:
+        a += b
+
+
 def affine_pass(x: Array, scale: Array | None, shift: Array | None, residual: Array | None, rectified: bool, out: Array) -> None:
     """out = max(scale x + shift + residual, 0) of whatever is there; scale and shift for each number of the last axis."""
     channels = max(1, x.shape[-1]) if scale is not None or shift is not None else ONE_ROW       # else all are alike
@@ -43,7 +67,7 @@ def affine_pass(x: Array, scale: Array | None, shift: Array | None, residual: Ar
 
 def in_fours(count: int, *arrays: Array | None) -> str:
     """"_by_fours", the ending of kernels that read four numbers at once, where counts and arrays allow it, else ""."""
-    return "" if count % 4 or any(array is not None and array.data.ptr % 16 for array in arrays) else "_by_fours"
+    return "" if count % 4 or any(array is not None and array.data.ptr % four_bytes(array) for array in arrays) else "_by_fours"
 
 
 def in_columns(count: int, channels: int, fours: str) -> tuple[int, tuple[int, int]]:

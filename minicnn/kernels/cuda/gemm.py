@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, array_module
+from minicnn.backend import Array, array_module, real_of
 from minicnn.kernels.precision import get_precision
 
-# cudaDataType_t and cublasComputeType_t, by the type of the arrays
-DATA = {"f": 0, "d": 1}
-COMPUTE = {("f", "fp32"): 68, ("f", "tf32"): 77, ("f", "bf16"): 75}
-COMPUTE_DOUBLE = 70
+# cudaDataType_t and cublasComputeType_t, by the type of the factors; half precision is added up in float32
+DATA = {"f": 0, "d": 1, "e": 2, "E": 14}
+COMPUTE = {"f": 68, "d": 70, "e": 68, "E": 68}
+COMPUTE_TF32 = 77
 NO_TRANSPOSE, TRANSPOSE = 0, 1
 DEFAULT_ALGORITHM = -1
 
-_factors = {kind: np.array([0, 1], kind) for kind in DATA}     # 0 and 1, where cuBLAS may read them
+_factors = {kind: np.array([0, 1], "d" if kind == "d" else "f") for kind in DATA}      # 0 and 1, where cuBLAS may read them
 
 
 class Operand(NamedTuple):
@@ -39,13 +39,14 @@ class Operand(NamedTuple):
 def gemm(a: Array, b: Array, out: Array | None = None, *, accumulate: bool = False) -> Array:
     """a b, written or added to `out`: (m, k), (k, n) -> (m, n), or stacks of so many on both sides, (s, m, k), (s, k, n).
 
-    The arrays have one dtype, float32 (in the precision that `set_precision` says) or float64. The rows of `out` lie in one piece.
+    The arrays have one dtype: float32 (on tensor cores where `set_precision` says "tf32"), float64, float16 or bfloat16; of the
+    last two, `out` may be float32. The rows of `out` lie in one piece.
     """
     xp = array_module(a, b)
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     stack = a.shape[:-2]
     fits = b.shape == (*stack, k, n) and a.dtype == b.dtype and len(stack) <= 1
-    if not fits or (out is not None and (out.shape != (*stack, m, n) or out.dtype != a.dtype)):
+    if not fits or (out is not None and (out.shape != (*stack, m, n) or out.dtype not in (a.dtype, real_of(a.dtype)))):
         raise ValueError(f"gemm: a {tuple(a.shape)} of {a.dtype} times b {tuple(b.shape)} of {b.dtype}"
                          + ("" if out is None else f" into {tuple(out.shape)} of {out.dtype}")
                          + ": must be (..., m, k), (..., k, n) and (..., m, n), with the same leading axis or none, and one dtype")
@@ -62,14 +63,15 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, accumulate: bool = Fal
     one, beta = factors[1:].ctypes.data, factors[int(accumulate):].ctypes.data
     cublas, handle = xp.cuda.cublas, xp.cuda.device.get_cublas_handle()
     common: list[Any] = [handle, right.transposed, left.transposed, n, m, k, one]
-    how = COMPUTE.get((kind, get_precision()), COMPUTE_DOUBLE), DEFAULT_ALGORITHM
+    how = COMPUTE_TF32 if kind == "f" and get_precision() == "tf32" else COMPUTE[kind], DEFAULT_ALGORITHM
+    data, made = DATA[kind], DATA[out.dtype.char]
     if not stack or stack == (1,):
-        cublas.gemmEx(*common, right.array.data.ptr, DATA[kind], right.leading, left.array.data.ptr, DATA[kind], left.leading, beta,
-                      out.data.ptr, DATA[kind], into.leading, *how)
+        cublas.gemmEx(*common, right.array.data.ptr, data, right.leading, left.array.data.ptr, data, left.leading, beta,
+                      out.data.ptr, made, into.leading, *how)
     else:
-        cublas.gemmStridedBatchedEx(*common, right.array.data.ptr, DATA[kind], right.leading, right.step,
-                                    left.array.data.ptr, DATA[kind], left.leading, left.step, beta,
-                                    out.data.ptr, DATA[kind], into.leading, into.step, stack[0], *how)
+        cublas.gemmStridedBatchedEx(*common, right.array.data.ptr, data, right.leading, right.step,
+                                    left.array.data.ptr, data, left.leading, left.step, beta,
+                                    out.data.ptr, made, into.leading, into.step, stack[0], *how)
     return out
 
 

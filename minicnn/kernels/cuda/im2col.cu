@@ -25,25 +25,16 @@ __device__ void gather(const Some* image, Some* columns, int images, int h, int 
     }
 }
 
-extern "C" __global__ void im2col(const real* image, real* columns, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+extern "C" __global__ void im2col(const stored* image, stored* columns, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
                                   int ph, int pw, int dh, int dw, int p, int q)
 {
     gather(image, columns, images, h, w, c, kh, kw, sh, sw, ph, pw, dh, dw, p, q);
 }
 
-extern "C" __global__ void im2col_by_fours(const Four* image, Four* columns, int images, int h, int w, int c, int kh, int kw,
+extern "C" __global__ void im2col_by_fours(const StoredFour* image, StoredFour* columns, int images, int h, int w, int c, int kh, int kw,
                                            int sh, int sw, int ph, int pw, int dh, int dw, int p, int q)
 {
     gather(image, columns, images, h, w, c / 4, kh, kw, sh, sw, ph, pw, dh, dw, p, q);
-}
-
-// Each pixel looks for the windows that saw it and adds up what they say, taps in row-major order. The other way round, windows
-// that add to their pixels, several would write to one pixel at a time.
-__device__ void add(real& sum, real more) { sum += more; }
-
-__device__ void add(Four& sum, Four more)
-{
-    for (int i = 0; i < 4; ++i) sum.a[i] += more.a[i];
 }
 
 // The output that saw `place` (counted in the padded image from the tap on), or -1 where it falls between two or outside.
@@ -54,6 +45,8 @@ __device__ int seen_by(int place, int step, int outputs)
     return output < outputs && output * step == place ? output : -1;
 }
 
+// Each pixel looks for the windows that saw it and adds up what they say, taps in row-major order. The other way round, windows
+// that add to their pixels, several would write to one pixel at a time.
 template <class Some>
 __device__ void gather_back(const Some* columns, Some* image, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
                             int ph, int pw, int dh, int dw, int p, int q)
@@ -63,7 +56,7 @@ __device__ void gather_back(const Some* columns, Some* image, int images, int h,
         int n = row / h, y = row % h + ph;
         for (int e = blockIdx.y * blockDim.x + threadIdx.x; e < length; e += gridDim.y * blockDim.x) {
             int channel = e % c, x = e / c + pw;
-            Some sum = {};
+            real sum[how_many<Some>] = {};
             for (int i = 0; i < kh; ++i) {
                 int down = seen_by(y - i * dh, sh, p);
                 if (down < 0) continue;
@@ -71,21 +64,24 @@ __device__ void gather_back(const Some* columns, Some* image, int images, int h,
                     int along = seen_by(x - j * dw, sw, q);
                     if (along < 0) continue;
                     long long window = ((long long)n * p + down) * q + along;
-                    add(sum, columns[((window * kh + i) * kw + j) * c + channel]);
+                    Some said = columns[((window * kh + i) * kw + j) * c + channel];
+                    for (int k = 0; k < how_many<Some>; ++k) sum[k] += part(said, k);
                 }
             }
-            image[(long long)row * length + e] = sum;
+            Some all = {};
+            for (int k = 0; k < how_many<Some>; ++k) part(all, k) = sum[k];
+            image[(long long)row * length + e] = all;
         }
     }
 }
 
-extern "C" __global__ void col2im(const real* columns, real* image, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+extern "C" __global__ void col2im(const stored* columns, stored* image, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
                                   int ph, int pw, int dh, int dw, int p, int q)
 {
     gather_back(columns, image, images, h, w, c, kh, kw, sh, sw, ph, pw, dh, dw, p, q);
 }
 
-extern "C" __global__ void col2im_by_fours(const Four* columns, Four* image, int images, int h, int w, int c, int kh, int kw,
+extern "C" __global__ void col2im_by_fours(const StoredFour* columns, StoredFour* image, int images, int h, int w, int c, int kh, int kw,
                                            int sh, int sw, int ph, int pw, int dh, int dw, int p, int q)
 {
     gather_back(columns, image, images, h, w, c / 4, kh, kw, sh, sw, ph, pw, dh, dw, p, q);

@@ -7,7 +7,7 @@ batch. A 1x1 convolution of stride 1 has no columns: its columns are the image.
 """
 from __future__ import annotations
 
-from minicnn.backend import Array, array_module
+from minicnn.backend import Array, array_module, real_of
 from minicnn.kernels.blocks import Finish
 from minicnn.kernels.cuda.elementwise import affine_pass, ending, in_fours
 from minicnn.kernels.cuda.gemm import gemm
@@ -32,10 +32,10 @@ def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows,
 
 
 def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
-    """(N, H, W, C), (N, P, Q, K) -> (kh, kw, C, K): columns^T dy."""
+    """(N, H, W, C), (N, P, Q, K) -> (kh, kw, C, K): columns^T dy, of images of half precision in float32."""
     n, p, q, k = dy.shape
     shape = (*windows.kernel_size, image.shape[3], k)
-    dw = array_module(image).empty((shape[0] * shape[1] * shape[2], k), image.dtype)
+    dw = array_module(image).empty((shape[0] * shape[1] * shape[2], k), real_of(image.dtype))
     for images in _some_images(n, p * q * len(dw) * image.itemsize, windows):
         gemm(columns(image[images], windows, (p, q)).T, dy[images].reshape(-1, k), dw, accumulate=images.start > 0)
     return dw.reshape(shape)

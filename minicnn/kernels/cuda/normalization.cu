@@ -30,7 +30,7 @@ __device__ Number column_sum(Number mine)
 
 // partial = sum (x - x0) and sum (x - x0)^2 with x0 = the channel's first number: where the mean is large beside the deviation, the
 // square of the mean would swallow the variance.
-extern "C" __global__ void sums(const real* x, real* partial, int m, int channels, int rows)
+extern "C" __global__ void sums(const stored* x, real* partial, int m, int channels, int rows)
 {
     int channel = blockIdx.x * TX + threadIdx.x, first = blockIdx.y * rows;
     real sum = 0, squares = 0;
@@ -60,7 +60,7 @@ __device__ double over_chunks(const real* partial, int chunks, int step, int cha
 }
 
 // mean, biased variance, and scale = weight / sqrt(var + eps), shift = bias - scale mean.
-extern "C" __global__ void moments(const real* partial, const real* x, const real* weight, const real* bias, real* mean, real* var,
+extern "C" __global__ void moments(const real* partial, const stored* x, const real* weight, const real* bias, real* mean, real* var,
                                    real* scale, real* shift, int m, int channels, int chunks, real eps)
 {
     int channel = blockIdx.x * TX + threadIdx.x;
@@ -76,7 +76,7 @@ extern "C" __global__ void moments(const real* partial, const real* x, const rea
 }
 
 // partial = sum dz and sum dz (x - mean), with dz = dy where y > 0 (all of dy where y is null).
-extern "C" __global__ void grad_sums(const real* dy, const real* x, const real* y, const real* mean, real* partial, int m,
+extern "C" __global__ void grad_sums(const stored* dy, const stored* x, const stored* y, const real* mean, real* partial, int m,
                                      int channels, int rows)
 {
     int channel = blockIdx.x * TX + threadIdx.x, first = blockIdx.y * rows;
@@ -84,7 +84,7 @@ extern "C" __global__ void grad_sums(const real* dy, const real* x, const real* 
     if (channel < channels)
         for (int row = first + threadIdx.y; row < min(first + rows, m); row += TY) {
             long long e = (long long)row * channels + channel;
-            real dz = !y || y[e] > 0 ? dy[e] : 0;
+            real dz = !y || y[e] > 0 ? real(dy[e]) : 0;
             sum += dz;
             along += dz * (x[e] - mean[channel]);
         }
@@ -97,7 +97,7 @@ extern "C" __global__ void grad_sums(const real* dy, const real* x, const real* 
 }
 
 // partial[chunk, channel] = the sum of a chunk, and `add_chunks`, which adds these up: a bias's gradient.
-extern "C" __global__ void channel_sums(const real* x, real* partial, int m, int channels, int rows)
+extern "C" __global__ void channel_sums(const stored* x, real* partial, int m, int channels, int rows)
 {
     int channel = blockIdx.x * TX + threadIdx.x, first = blockIdx.y * rows;
     real sum = 0;
@@ -134,33 +134,34 @@ extern "C" __global__ void coefficients(const real* partial, const real* weight,
 }
 
 // dx = scale dz + slope x + rest, column by column as `affine` in elementwise.cu
-template <class Some>
-__device__ void normalize_grad_of(const Some* dy, const Some* x, const Some* y, const Some* scale, const Some* slope,
-                                  const Some* rest, Some* dx, long long count, int channels, int width)
+template <class Some, class Each>
+__device__ void normalize_grad_of(const Some* dy, const Some* x, const Some* y, const Each* scale, const Each* slope,
+                                  const Each* rest, Some* dx, long long count, int channels, int width)
 {
     int column = blockIdx.x * blockDim.x + threadIdx.x, channel = column % channels;
     if (column >= width) return;
-    Some factor = scale[channel], tilt = slope[channel], offset = rest[channel], result = {};
+    Each factor = scale[channel], tilt = slope[channel], offset = rest[channel];
+    Some result = {};
     long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y, step = (long long)gridDim.y * blockDim.y * width;
     for (long long e = row * width + column; e < count; e += step) {
         Some given = dy[e], seen = x[e];
         if (y) result = y[e];
         for (int i = 0; i < how_many<Some>; ++i) {
-            real dz = !y || part(result, i) > 0 ? part(given, i) : 0;
+            real dz = !y || part(result, i) > 0 ? real(part(given, i)) : 0;
             part(given, i) = part(factor, i) * dz + part(tilt, i) * part(seen, i) + part(offset, i);
         }
         dx[e] = given;
     }
 }
 
-extern "C" __global__ void normalize_grad(const real* dy, const real* x, const real* y, const real* scale, const real* slope,
-                                          const real* rest, real* dx, long long count, int channels, int width)
+extern "C" __global__ void normalize_grad(const stored* dy, const stored* x, const stored* y, const real* scale, const real* slope,
+                                          const real* rest, stored* dx, long long count, int channels, int width)
 {
     normalize_grad_of(dy, x, y, scale, slope, rest, dx, count, channels, width);
 }
 
-extern "C" __global__ void normalize_grad_by_fours(const Four* dy, const Four* x, const Four* y, const Four* scale, const Four* slope,
-                                                   const Four* rest, Four* dx, long long count, int channels, int width)
+extern "C" __global__ void normalize_grad_by_fours(const StoredFour* dy, const StoredFour* x, const StoredFour* y, const Four* scale,
+                                                   const Four* slope, const Four* rest, StoredFour* dx, long long count, int channels, int width)
 {
     normalize_grad_of(dy, x, y, scale, slope, rest, dx, count / 4, channels / 4, width / 4);
 }

@@ -3,7 +3,7 @@
 // Padding counts as minus infinity, NaN beats everything; of equal pixels the first in row-major order wins, and gets all of the gradient.
 #include "common.cuh"
 
-extern "C" __global__ void max_pool2d(const real* image, real* best, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
+extern "C" __global__ void max_pool2d(const stored* image, stored* best, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
                                       int ph, int pw, int p, int q)
 {
     EACH(e, images * p * q * c) {
@@ -21,7 +21,7 @@ extern "C" __global__ void max_pool2d(const real* image, real* best, int images,
 }
 
 // Whether (y, x) is the first pixel of its window that is its largest: none before it is.
-__device__ bool is_first(const real* image, int n, int y, int x, int y0, int x0, real best, int h, int w, int c, int channel,
+__device__ bool is_first(const stored* image, int n, int y, int x, int y0, int x0, real best, int h, int w, int c, int channel,
                          int kw)
 {
     for (int above = max(y0, 0); above <= y; ++above)
@@ -35,7 +35,7 @@ __device__ bool is_first(const real* image, int n, int y, int x, int y0, int x0,
 
 // Each pixel asks the windows that saw it whether it was their largest, and adds up the gradients of those that say so. No
 // winner was written down: nearly all pixels see at once that they are not the largest, and only equals look further.
-extern "C" __global__ void max_pool2d_grad(const real* dy, const real* image, const real* best, real* dx, int images, int h, int w,
+extern "C" __global__ void max_pool2d_grad(const stored* dy, const stored* image, const stored* best, stored* dx, int images, int h, int w,
                                            int c, int kh, int kw, int sh, int sw, int ph, int pw, int p, int q)
 {
     EACH(e, images * h * w * c) {

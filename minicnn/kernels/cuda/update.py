@@ -12,22 +12,39 @@ from typing import Any
 import numpy as np
 
 from minicnn.backend import Array, array_module, memory_order
-from minicnn.kernels.cuda.launch import THREADS, run
+from minicnn.kernels.cuda.launch import launch, run
 
-CHUNK = 4096                # numbers of a parameter for a block, as update.cu has it
+CHUNK, THREADS = 4096, 256  # numbers of a parameter for a block, and its threads, as update.cu has them
 
 
 def sgd(params: list[Array], grads: list[Array], velocities: list[Array] | None, lr: float, momentum: float, weight_decay: float,
-        nesterov: bool) -> None:
+        nesterov: bool, scaling: Array | None = None) -> None:
     """g + weight_decay p -> g,  momentum v + g -> v,  p - lr v -> p  (nesterov: p - lr (g + momentum v)); v None: no momentum."""
-    _for_all("sgd", params, grads, [velocities], lr, momentum, weight_decay, int(nesterov))
+    _for_all("sgd", params, grads, [velocities], scaling, lr, momentum, weight_decay, int(nesterov))
 
 
 def adamw(params: list[Array], grads: list[Array], ms: list[Array], vs: list[Array], t: int, lr: float, betas: tuple[float, float],
-          eps: float, weight_decay: float) -> None:
+          eps: float, weight_decay: float, scaling: Array | None = None) -> None:
     """p (1 - lr weight_decay) -> p,   then Adam's rule for the t-th time (t = 1 at first)."""
     b1, b2 = betas
-    _for_all("adamw", params, grads, [ms, vs], 1.0 - lr * weight_decay, b1, b2, lr / (1.0 - b1 ** t), (1.0 - b2 ** t) ** -0.5, eps)
+    _for_all("adamw", params, grads, [ms, vs], scaling,
+             1.0 - lr * weight_decay, b1, b2, lr / (1.0 - b1 ** t), (1.0 - b2 ** t) ** -0.5, eps)
+
+
+def find_overflow(grads: list[Array], scaling: Array) -> None:
+    """Enter into `scaling` whether all gradients are finite, and the inverse of the scale: for the step that follows."""
+    xp, dtype = array_module(*grads), grads[0].dtype
+    laid = [xp.ascontiguousarray(g.transpose(memory_order(g))) for g in grads]
+    sizes, owner, part, blocks = _chunks(xp, tuple(g.size for g in laid))
+    overflowed = xp.empty(blocks, np.int32)
+    addresses = _sent(xp, tuple(g.data.ptr for g in laid))
+    run(xp, dtype, "update", "overflows", blocks, THREADS, addresses, sizes, owner, part, overflowed)
+    run(xp, dtype, "update", "settle", 1, THREADS, overflowed, blocks, scaling)
+
+
+def adapt(scaling: Array, growth: float, backoff: float, interval: int) -> None:
+    """Move the scale: down where a gradient overflowed, up where none has for so many steps."""
+    launch("update", "adapt", 1, 1, scaling, growth, backoff, interval)
 
 
 def _for_all(kernel: str, params: list[Array], grads: list[Array], memories: list[list[Array] | None], *settings: Any) -> None:
