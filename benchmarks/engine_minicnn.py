@@ -11,6 +11,7 @@ from cases import Case, arrays, output_gradient
 from timing import Task
 
 import minicnn as mc
+from minicnn.accelerator import Captured
 from minicnn.backend import to_device
 from minicnn.kernels.windows import channels_first, channels_last
 
@@ -18,7 +19,7 @@ from minicnn.kernels.windows import channels_first, channels_last
 class Engine:
     def __init__(self, threads: int, variant: str = "", device: str = "cpu") -> None:
         mc.set_num_threads(threads)
-        self.device = device
+        self.device, self.variant = device, variant
 
     def versions(self) -> dict[str, str]:
         pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
@@ -56,6 +57,20 @@ class Engine:
             optimizer.step()
             return float(loss)
 
+        def gradients() -> Any:
+            optimizer.zero_grad()
+            loss = mc.ops.softmax_cross_entropy(model(x, train=True), there)
+            loss.backward()
+            return loss.data
+
+        def captured_step(graph: Captured[Any]) -> float:
+            loss = graph()
+            optimizer.step()
+            return float(loss)
+
+        if self.variant == "captured":
+            there = to_device(labels, self.device)
+            return {"training step": Task(lambda: Captured(gradients, self.device), captured_step)}
         return {"inference": Task(lambda: None, inference), "training step": Task(lambda: None, training_step)}
 
 

@@ -8,8 +8,9 @@ In this order, each part written to the file as soon as it is there, and left ou
 
 1. the engine's whole suite on the device, `pytest -m gpu`, where a skip is a failure;
 2. VGG-16, ResNet-18 and ResNet-50 at batch 64 and 224 x 224, ResNet-20 at batch 128 and 32 x 32: inference and a training step in
-   float32, TF32 and bfloat16, beside PyTorch eager on the same device in both of its memory formats (cudnn.benchmark on). One
-   repetition of each side in turn, until the device has done all of it; peak memory by each library's own pool;
+   float32, TF32 and bfloat16, beside PyTorch eager on the same device in both of its memory formats (cudnn.benchmark on), and a
+   training step captured as a CUDA graph (not VGG-16's, whose dropout is drawn on the host). One repetition of each side in turn,
+   until the device has done all of it; peak memory by each library's own pool;
 3. `minicnn bench kernels` on the CPU and the GPU of the machine, at several batches: time, error, share of the roofline, and the
    batch from which on the GPU is faster.
 
@@ -92,6 +93,8 @@ def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: floa
                     raise TimeIsUp
                 with precision(how):
                     sides = {"minicnn": lambda case=case, task=task: call_of(Engine(cores(), device=device), case, task)}
+                    if device != "cpu" and task == "training step" and name != "vgg16":
+                        sides["captured"] = lambda case=case, task=task: call_of(Engine(cores(), "captured", device), case, task)
                     if rival is not None:
                         sides |= {f"PyTorch {form}": lambda case=case, task=task, form=form, how=how:
                                   rival.prepare(case, task, form, how) for form in FORMATS}
@@ -239,7 +242,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 def speed_up(row: dict[str, Any]) -> float | None:
     """PyTorch's time in its faster format over ours, of medians; None where one of us is missing."""
-    rivals = [median(s) for side, s in row["seconds"].items() if side != "minicnn" and s]
+    rivals = [median(s) for side, s in row["seconds"].items() if side.startswith("PyTorch") and s]
     return min(rivals) / median(row["seconds"]["minicnn"]) if rivals and row["seconds"].get("minicnn") else None
 
 
@@ -259,19 +262,23 @@ def table(found: dict[str, Any] | None) -> str:
     lines = [f"On {facts.get('GPU', 'no GPU')}, {facts['date'][:10]}, commit {facts.get('commit', 'unknown')}: "
              + ("" if same else "**these figures are not of this code**, the GPU's files have changed since. ")
              + f"tests: {found.get('suite', {}).get('last line') or 'not run'}. Milliseconds a batch, and speed-up over PyTorch "
-             f"{facts.get('PyTorch', '')} in the faster of its memory formats:", "",
-             "| | batch | precision | inference | PyTorch | speed-up | training step | PyTorch | speed-up | peak GB | PyTorch |",
-             "| --- " * 11 + "|"]
+             f"{facts.get('PyTorch', '')} in the faster of its memory formats; captured: the step as a CUDA graph:", "",
+             "| | batch | precision | inference | PyTorch | speed-up | training step | captured | PyTorch | speed-up | peak GB "
+             "| PyTorch |",
+             "| --- " * 12 + "|"]
     rows = {(r["model"], r["precision"], r["task"]): r for r in found.get("models", [])}
     for name, how in dict.fromkeys((r["model"], r["precision"]) for r in found.get("models", [])):
         cells = [name, str(MODELS.get(name, "")), how]
         for task in ("inference", "training step"):
             row = rows.get((name, how, task), {"seconds": {}, "peak_bytes": {}})
             mine, faster = row["seconds"].get("minicnn"), speed_up(row)
-            cells += [f"{1e3 * median(mine):.2f}" if mine else "-",
-                      f"{1e3 * median(mine) * faster:.2f}" if faster else "-", f"**{faster:.2f}**" if faster else "-"]
+            cells += [f"{1e3 * median(mine):.2f}" if mine else "-"]
+            if task == "training step":
+                captured = row["seconds"].get("captured")
+                cells += [f"{1e3 * median(captured):.2f}" if captured else "-"]
+            cells += [f"{1e3 * median(mine) * faster:.2f}" if faster else "-", f"**{faster:.2f}**" if faster else "-"]
         peaks = row["peak_bytes"]
-        theirs = [p for side, p in peaks.items() if side != "minicnn"]
+        theirs = [p for side, p in peaks.items() if side.startswith("PyTorch")]
         cells += [f"{peaks['minicnn'] / 1e9:.2f}" if "minicnn" in peaks else "-", f"{min(theirs) / 1e9:.2f}" if theirs else "-"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,17 +1,19 @@
-"""What a training on a GPU needs besides kernels: batches that are there before their step, and words when memory runs out."""
+"""What a training on a GPU needs besides kernels: batches that are there before their step, a step that is asked for with one
+order, and words when memory runs out."""
 from __future__ import annotations
 
 import contextlib
 import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from minicnn.backend import Array, array_module, device_of, library_of, to_device
 
 Rest = TypeVar("Rest")
+Result = TypeVar("Result")
 
 SHARE = 0.85                    # of what would fill the memory: it is not free in one piece, and the optimiser keeps arrays, too
 PROBES = 2, 6                   # images, in two steps that tell what an image takes
@@ -51,6 +53,54 @@ def _second_stream(xp: Any) -> Any:
 def _arrived(computing: Any, array: Array, event: Any, rest: Rest) -> tuple[Array, Rest]:
     computing.wait_event(event)
     return array, rest
+
+
+class Captured(Generic[Result]):
+    """What a step asks of a GPU, captured once as a CUDA graph: calling this asks for all of it again, with one order.
+
+    A small model's kernels take less time than Python takes to ask for them one after the other.
+
+    step: what is captured, Python's part of which runs here and never again. So it reads arrays that stay where they are, and are
+    filled before each call; what it makes lies, from call to call, in the arrays of `result`, what it returned. It must not wait
+    for the device, nor send it anything: neither labels from the host nor a dropout's mask. It runs twice before it is captured,
+    so that all is compiled, and what it moves has moved.
+    Raises RuntimeError where the step cannot be captured; ValueError on a device without graphs.
+    Source: NVIDIA, CUDA C++ Programming Guide, "CUDA Graphs".
+    """
+
+    def __init__(self, step: Callable[[], Result], device: str) -> None:
+        xp = library_of(device)
+        if not hasattr(xp, "RawModule"):
+            raise ValueError(f'a step is captured on a GPU, and not on "{device}"')
+        self._xp, self._stream, self._pool = xp, xp.cuda.Stream(non_blocking=True), xp.cuda.MemoryPool()
+        with self._in_turn(), self._stream, xp.cuda.using_allocator(self._pool.malloc):     # kept for the graph, address by address
+            for _ in range(2):
+                step()
+            self._stream.begin_capture()
+            try:
+                self.result = step()
+            except BaseException as error:
+                with contextlib.suppress(Exception):        # the capture is broken: end it, so that the stream can be left
+                    self._stream.end_capture()
+                if not isinstance(error, Exception) or isinstance(error, MemoryError):
+                    raise
+                raise RuntimeError(f"this step cannot be captured, since it waits for the GPU or sends something to it ({error})"
+                                   ) from error
+            self._graph = self._stream.end_capture()
+
+    def __call__(self) -> Result:
+        """Ask for the step again."""
+        with self._in_turn():
+            self._graph.launch(self._stream)
+        return self.result
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """What the graph's stream is asked for inside comes behind what the computing one was, and before what that will be."""
+        computing = self._xp.cuda.get_current_stream()
+        self._stream.wait_event(computing.record())
+        yield
+        computing.wait_event(self._stream.record())
 
 
 class OutOfDeviceMemory(MemoryError):

@@ -511,6 +511,8 @@ def _add_training(add: Callable[..., Any], epochs: str) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], help="auto: the GPU where one works")
     add("--precision", choices=train.PRECISIONS, help="in which a GPU computes: fp32 (the default); tf32 rounds the factors of "
         "products, for the tensor cores; bf16 and fp16 keep images in half the memory, too")
+    add("--cuda-graph", action="store_true", default=argparse.SUPPRESS, help="on a GPU: capture a step once, and ask for it with "
+        "one order from then on; for small models, whose kernels wait for Python")
     add("--threads", type=_count, metavar="N", help="of the matrix products")
     add("--seed", type=int, metavar="N", help="of the weights, the order, the augmentation; 0")
     add("--out", metavar="FOLDER", help="the run's folder, new or empty; by default ./runs/DATA-MODEL-NUMBER")

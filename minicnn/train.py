@@ -30,13 +30,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import __version__, data, models, ops, optim, plots, transfer
-from minicnn.accelerator import told_when_full, uploaded_ahead
+from minicnn.accelerator import Captured, told_when_full, uploaded_ahead
 from minicnn.autograd import no_grad
 from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
 from minicnn.data.loading import NAMES
 from minicnn.kernels.precision import PRECISIONS, precision
-from minicnn.layers import Sequential
+from minicnn.layers import BatchNorm2d, Dropout, Sequential
 from minicnn.models import published
 from minicnn.threads import num_threads
 from minicnn.weights import WeightsError, atomically, load, save
@@ -72,6 +72,7 @@ class Config:
     flip: bool = False              # and is mirrored, left to right, half of the time
     cutout: int = 0                 # and a square of so many pixels a side is blackened, at a random place
     precision: str = "fp32"         # in which a GPU computes, see `set_precision`: "tf32", "bf16" or "fp16"
+    cuda_graph: bool = False        # on a GPU: capture a step once, and ask for it with one order from then on; not with dropout
     seed: int = 0                   # of the first weights, the order, the augmentation and the dropout
 
     def __post_init__(self) -> None:
@@ -173,6 +174,9 @@ class Trainer:
                  normalize: Normalize | None = None) -> None:
         for dataset in (train_set, test_set):
             _check_fits(model, dataset)
+        if config.cuda_graph and any(isinstance(layer, Dropout) and layer.p > 0 for _, layer in model.walk()):
+            raise ValueError("cuda_graph: this model has Dropout, whose masks are drawn on the host anew at every step; leave one "
+                             "of the two out")
         self.model, self.train_set, self.test_set, self.config = model, train_set, test_set, config
         self.normalize = normalize or normalization_of(train_set)
         self.optimizer = optim.SGD(self._groups(), config.lr, config.momentum, config.weight_decay, config.momentum > 0)
@@ -183,7 +187,9 @@ class Trainer:
         self.epoch = self.step = 0
         self.history: list[Row] = []
         self.evaluation: Evaluation | None = None       # the last epoch's, on the held-out images
-        self._forget_sums()
+        self._captured: CapturedGradients | None = None
+        p = self.model.parameters()[0].data
+        self._sums = array_module(p).zeros(2, p.dtype)  # this epoch's summed loss and count of right answers, on the device
 
     def fit(self, *, on_step: Callable[[Trainer], None] | None = None, on_epoch: Callable[[Trainer], None] | None = None,
             save: Callable[[Trainer], None] | None = None, save_every: int = 0) -> list[Row]:
@@ -278,25 +284,35 @@ class Trainer:
         return augment(images, rng, pad=config.shift, flip=config.flip, cutout=config.cutout)
 
     def _train_step(self, inputs: Any, labels: np.ndarray[Any, Any]) -> None:
+        """Move the parameters by a batch."""
         self.optimizer.lr = self.learning_rate(self.epoch * self.steps + self.step)
         if self.config.body_lr < 1:
             self.optimizer.groups[0]["lr"] = self.optimizer.lr * self.config.body_lr
-        self.optimizer.zero_grad()
         with np.errstate(over="ignore", invalid="ignore"):      # a loss that diverges is told at the epoch's end
-            logits = self._logits(inputs)
-            loss = ops.cross_entropy(logits, labels, self.config.label_smoothing)
+            there = to_device(labels, self.model.device)
+            if self.config.cuda_graph:
+                self._captured = self._captured or CapturedGradients(self, inputs, there)
+                self._captured(inputs, there)
+            else:
+                self.find_gradients(inputs, there)
             if self.scaler is None:
-                loss.backward()
                 self.optimizer.step()
             else:
-                self.scaler.scale(loss).backward()
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-        # Added up where they are: reading a number would make the host wait for the device at every step.
-        hits = logits.data.argmax(axis=1) == to_device(labels, self.model.device)
-        self._sums[0] += loss.data * len(labels)
-        self._sums[1] += hits.sum()
         self.step += 1
+
+    def find_gradients(self, inputs: Any, labels: Any) -> None:
+        """Forward and backward, of inputs and labels on the model's device; what the loss adds up to in this epoch is kept there.
+
+        Reading a number here would make the host wait for the device at every step.
+        """
+        self.optimizer.zero_grad()
+        logits = self._logits(inputs)
+        loss = ops.softmax_cross_entropy(logits, labels, self.config.label_smoothing)       # an ImageSet's labels are in range
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self._sums[0] += loss.data * len(labels)
+        self._sums[1] += (logits.data.argmax(axis=1) == labels).sum()
 
     def _end_epoch(self, evaluation: Evaluation) -> None:
         loss, accuracy = self.running()
@@ -308,21 +324,18 @@ class Trainer:
                              "test_accuracy": evaluation.accuracy, "test_correct": evaluation.correct})
         self.evaluation = evaluation
         self.epoch, self.step = self.epoch + 1, 0
-        self._forget_sums()
-
-    def _forget_sums(self) -> None:
-        p = self.model.parameters()[0].data
-        self._sums = array_module(p).zeros(2, p.dtype)      # this epoch's summed loss and count of right answers, on the device
+        self._sums[...] = 0                             # in place: a captured step adds to this very array
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds: with the configuration and the data, all that the steps to come depend on."""
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
-        return {**scaler, "epoch": self.epoch, "step": self.step, "sums": to_numpy(self._sums), "history": json.dumps(self.history),
-                "rng": json.dumps(self.model.rng.bit_generator.state), "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict()}
+        return {**scaler, "epoch": self.epoch, "step": self.step, "sums": np.array(to_numpy(self._sums)),
+                "history": json.dumps(self.history), "rng": json.dumps(self.model.rng.bit_generator.state),
+                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave, and go on from there."""
+        self._captured = None                           # it knows the arrays that were
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.rng.bit_generator.state = json.loads(str(state["rng"]))
@@ -331,6 +344,28 @@ class Trainer:
         self.history = json.loads(str(state["history"]))
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._sums = to_device(np.array(state["sums"], self._sums.dtype), self.model.device)
+
+
+class CapturedGradients:
+    """A trainer's `find_gradients`, captured: batches are copied to where the graph reads, and it is asked for with one order.
+
+    Batch norm's counts are the host's affair, and made there. What the steps before the capture moved is put back.
+    """
+
+    def __init__(self, trainer: Trainer, inputs: Any, labels: Any) -> None:
+        self.inputs, self.labels = inputs.copy(), labels.copy()
+        buffers = [getattr(layer, name) for _, layer in trainer.model.walk() for name in layer.buffer_names]
+        moved = [(array, array.copy()) for array in (*buffers, trainer._sums)]
+        self.graph = Captured(lambda: trainer.find_gradients(self.inputs, self.labels), trainer.model.device)
+        for array, before in moved:
+            array[...] = before
+        self.counted = [layer for _, layer in trainer.model.walk() if isinstance(layer, BatchNorm2d) and layer.learns(train=True)]
+
+    def __call__(self, inputs: Any, labels: Any) -> None:
+        self.inputs[...], self.labels[...] = inputs, labels
+        self.graph()
+        for layer in self.counted:
+            layer.num_batches_tracked += 1
 
 
 class Features(NamedTuple):
@@ -548,6 +583,8 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
     config = Config(**{**default_training(source, in_shape), **fine, **crop, **training})
     if normalize is None:
         normalize = Normalize.from_dict(before["normalize"]) if before else normalization_of(train_set)
+    if config.cuda_graph and device == "cpu":
+        raise ValueError("cuda_graph captures what a GPU is asked for, and this run is on the CPU: leave it out")
     if config.precision != "fp32" and device == "cpu":
         raise ValueError(f"precision={config.precision} is how a GPU computes, and this run is on the CPU: leave it out")
     model = model or default_model(in_shape)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ class Kernel:
         self.meets = name in meeting(module.code)
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
-        Stream.main.orders += 1
+        Stream.current.orders += 1
         packed = [packed_as_cupy_does(argument) for argument in arguments]
         if [len(p) for p in packed] != self.sizes:
             raise TypeError(f"{self.name} reads {self.sizes} bytes and is given {[len(p) for p in packed]}: a GPU would not say so")
@@ -84,8 +84,8 @@ class Kernel:
         assert 0 < threads <= 1024 and 0 < grid[0] < 1 << 31 and all(0 < g < 1 << 16 for g in grid[1:]), (grid, block)
         boxes = [ctypes.create_string_buffer(p, len(p)) for p in packed]
         three = lambda size: (ctypes.c_uint * 3)(*size, *(1,) * (3 - len(size)))        # noqa: E731
-        self.entry(three(grid), three(block), (ctypes.c_void_p * len(boxes))(*(ctypes.addressof(b) for b in boxes)),
-                   ctypes.c_bool(self.meets))
+        pointers = (ctypes.c_void_p * len(boxes))(*(ctypes.addressof(b) for b in boxes))
+        later_or_now(lambda: (self.entry(three(grid), three(block), pointers, ctypes.c_bool(self.meets)), boxes))
 
 
 def packed_as_cupy_does(argument: Any) -> bytes:
@@ -136,13 +136,16 @@ def gemm_strided_batched_ex(handle: int, transa: int, transb: int, m: int, n: in
         dtype = np.dtype(TYPES[kind])
         return _memory(address, (count, rows, columns), (stride * dtype.itemsize, dtype.itemsize, leading * dtype.itemsize), dtype)
 
-    left = matrix(a, a_type, rows_a, m if transa else k, lda, stride_a).astype(real, copy=False)
-    right = matrix(b, b_type, rows_b, k if transb else n, ldb, stride_b).astype(real, copy=False)
-    if compute == 77:
-        left, right = (rounded(factor, 10) for factor in (left, right))         # TF32 has 10 bits behind the point
-    out = matrix(c, c_type, m, n, ldc, stride_c)
-    product = scale * (left.transpose(0, 2, 1) if transa else left) @ (right.transpose(0, 2, 1) if transb else right)
-    out[...] = product if keep == 0 else product + keep * out.astype(real)      # beta 0: what C held is not read, NaN or not
+    def multiply() -> None:
+        left = matrix(a, a_type, rows_a, m if transa else k, lda, stride_a).astype(real, copy=False)
+        right = matrix(b, b_type, rows_b, k if transb else n, ldb, stride_b).astype(real, copy=False)
+        if compute == 77:
+            left, right = (rounded(factor, 10) for factor in (left, right))     # TF32 has 10 bits behind the point
+        out = matrix(c, c_type, m, n, ldc, stride_c)
+        product = scale * (left.transpose(0, 2, 1) if transa else left) @ (right.transpose(0, 2, 1) if transb else right)
+        out[...] = product if keep == 0 else product + keep * out.astype(real)  # beta 0: what C held is not read, NaN or not
+
+    later_or_now(multiply)
     RECORD.append((compute, m, n, k, count))
 
 
@@ -169,11 +172,15 @@ def rounded(x: np.ndarray[Any, Any], kept: int) -> np.ndarray[Any, Any]:
 
 # ---------------------------------------------------------------- streams
 class Stream:
-    """A queue of orders. Those of the main stream are done at once; copies that another stream was given are done late: when the
-    main stream waits for an event behind them, and until then the memory holds what is no number."""
+    """A queue of orders. Those of a stream that computes are done at once; copies that another stream was given are done late: when
+    the main stream waits for an event behind them, and until then the memory holds what is no number.
+
+    While it is captured nothing is done, and the orders are kept: see `_done` in standin.py.
+    """
 
     current: Stream
     main: Stream
+    library: Any                                # the stand-in
 
     def __init__(self, non_blocking: bool = False) -> None:
         self.copies: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
@@ -198,10 +205,41 @@ class Stream:
 
     def copy(self, memory: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> None:
         """Fill the memory: late, and not before the main stream has done what it was asked before, for it may still read there."""
+        if self.orders:
+            memory[...] = numbers               # it computes, too: behind what it was asked before, as all that it is asked for
+            return
         if self.seen != Stream.main.orders:
             raise AssertionError("a copy on a second stream was not made to wait for what the main one had been asked to do before")
         self.copies.append((memory, numbers.copy()))
         memory[...] = np.nan if memory.dtype.kind == "f" else -1
+
+
+    def begin_capture(self) -> None:
+        if self is Stream.main or Stream.current is not self:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: a stream of its own is captured, and the current one")
+        self.library.orders, self.library.kept = [], []
+
+    def end_capture(self) -> Graph:
+        orders, kept, self.library.orders, self.library.kept = self.library.orders, self.library.kept, None, None
+        return Graph(orders, kept)
+
+
+class Graph:
+    """What a stream was asked for while it was captured, and the memory that it uses."""
+
+    def __init__(self, orders: list[Callable[[], object]], kept: list[Any]) -> None:
+        self.orders, self.kept = orders, kept
+
+    def launch(self, stream: Stream) -> None:
+        stream.orders += 1
+        for order in self.orders:
+            order()
+
+
+def later_or_now(order: Callable[[], object]) -> None:
+    """Do it; while a stream is captured, when its graph is launched."""
+    later = Stream.library.orders
+    order() if later is None else later.append(order)
 
 
 class Event(NamedTuple):
@@ -286,14 +324,17 @@ def with_cuda() -> Any:
     def counted(self: Any, array: np.ndarray[Any, Any]) -> None:
         memory.take(array)
         init(self, array)
+        if module.orders is not None:
+            module.kept.append(array)           # a graph knows it by its address
 
     def sent(a: Any, dtype: Any = None) -> Any:
-        if Stream.current is Stream.main or not isinstance(a, np.ndarray):
+        if Stream.current is Stream.main or not isinstance(a, np.ndarray) or module.orders is not None:
             return asarray(a, dtype)
         there = module.empty(a.shape, a.dtype)
         Stream.current.copy(there._host, a)
         return there
 
+    Stream.library, module.kept = module, None
     module.ndarray.__init__, module.asarray = counted, sent
     module.RawModule, module.get_default_memory_pool = RawModule, lambda: memory.default
     module.cuda = SimpleNamespace(

@@ -193,8 +193,36 @@ def host_syncs() -> Iterator[list[str]]:
 
 
 def _sync(what: str) -> None:
+    if orders is not None:
+        raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} waits for a stream that is being captured")
     for seen in _watchers:
         seen.append(what)
+
+
+# ---------------------------------------------------------------- while a stream is captured
+
+orders: list[Callable[[], object]] | None = None       # what is asked for meanwhile, in order; None: it is done at once
+
+
+def _done(compute: Callable[[], Any], *inputs: Any) -> Any:
+    """compute(); or, while a stream is captured, the memory for its result alone, in which there are no numbers yet.
+
+    What is a view of an input is one all the same, as nothing has to be computed for it.
+    """
+    made = compute()
+    if orders is None or not isinstance(made, (np.ndarray, np.generic)):
+        return made
+    made = np.asarray(made)
+    if any(isinstance(value, np.ndarray) and np.may_share_memory(made, value) for value in inputs):
+        return made
+    orders.append(lambda: np.copyto(made, compute()))
+    made.fill(np.nan if made.dtype.kind == "f" else -1 if made.dtype.kind == "i" else 1)
+    return made
+
+
+def _written(write: Callable[[], object]) -> None:
+    """write(); while a stream is captured, later."""
+    write() if orders is None else orders.append(write)
 
 
 # ---------------------------------------------------------------- in and out of NumPy
@@ -275,13 +303,20 @@ def _let_through(name: str, positional: list[str], keyword: list[str], compute: 
             _sync(name)
         parameters = itertools.chain(positional, itertools.repeat(positional[-1]))
         host_args = [lower(parameter, arg) for parameter, arg in zip(parameters, args, strict=False)]
-        with np.errstate(all="ignore"):
-            result = compute(*host_args, **{key: lower(key, value) for key, value in kwargs.items()})
+        host_kwargs = {key: lower(key, value) for key, value in kwargs.items()}
+
+        def computed() -> Any:
+            with np.errstate(all="ignore"):
+                result = compute(*host_args, **host_kwargs)
+            return np.asarray(result, order="C") if reduction else result
+
         if kwargs.get("out") is not None:
+            _written(computed)
             return kwargs["out"]
+        result = _done(computed, *(part for value in host_args for part in (value if type(value) is list else [value])))
         if args and result is host_args[0]:
             return args[0]  # such as astype(..., copy=False) to the dtype it has
-        return _up(np.asarray(result, order="C") if reduction else result)
+        return _up(result)
 
     return call
 
@@ -302,10 +337,16 @@ class ufunc:
             *args, out = args  # type: ignore[assignment]
         if type(out) is tuple:
             (out,) = out
-        host_out = {} if out is None else {"out": _operand(out)}
-        with np.errstate(all="ignore"):
-            result = self._numpy(*map(_operand, args), **host_out, dtype=dtype, casting=casting, order="C")
-        return _up(result) if out is None else out
+        host_args, host_out = [*map(_operand, args)], {} if out is None else {"out": _operand(out)}
+
+        def computed() -> Any:
+            with np.errstate(all="ignore"):
+                return self._numpy(*host_args, **host_out, dtype=dtype, casting=casting, order="C")
+
+        if out is None:
+            return _up(_done(computed))
+        _written(computed)
+        return out
 
     def reduce(self, array: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
         if self.__name__ not in ("add", "multiply"):
@@ -362,11 +403,17 @@ class ndarray:
         return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, owndata=flags.owndata)
 
     def __getitem__(self, key: Any) -> ndarray:
-        return ndarray(self._host[_index(key, self.shape)])
+        index = _index(key, self.shape)
+        return ndarray(_done(lambda: self._host[index], self._host))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        with np.errstate(all="ignore"):
-            self._host[_index(key, self.shape)] = _operand(value)
+        index, given = _index(key, self.shape), _operand(value)
+
+        def write() -> None:
+            with np.errstate(all="ignore"):
+                self._host[index] = given
+
+        _written(write)
 
     def __len__(self) -> int:
         return len(self._host)
@@ -445,6 +492,8 @@ for _name, (_position, _keyword) in signatures(REDUCTIONS).items():
 def array(obj: Any, dtype: Any = None, copy: bool = True) -> Any:
     if type(obj) is ndarray:
         return obj.astype(obj.dtype if dtype is None else dtype, copy=copy)
+    if orders is not None:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported: something is sent from the host while a stream is captured")
     return ndarray(np.array(obj, dtype=dtype, order="C"))           # whatever the layout was
 
 
@@ -474,7 +523,8 @@ def put_along_axis(arr: ndarray, indices: ndarray, values: Any, axis: int) -> No
 
 
 def where(condition: ndarray, x: Any, y: Any) -> ndarray:
-    return ndarray(np.asarray(np.where(_down(condition.astype(bool)), _operand(x), _operand(y)), order="C"))
+    given = _down(condition.astype(bool)), _operand(x), _operand(y)
+    return ndarray(_done(lambda: np.asarray(np.where(*given), order="C")))
 
 
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(

@@ -142,9 +142,103 @@ def test_the_hosts_memory_is_the_hosts():
         raise MemoryError("of the host")
 
     trainer = Trainer(small_resnet("cpu"), images(16), images(8), Config(epochs=1, batch_size=8))
-    with mock.patch.object(train.ops, "cross_entropy", full), pytest.raises(MemoryError, match="of the host") as raised:
+    with mock.patch.object(train.ops, "softmax_cross_entropy", full), pytest.raises(MemoryError, match="of the host") as raised:
         trainer.fit()
     assert type(raised.value) is MemoryError
+
+
+# ---------------------------------------------------------------- a captured step
+@pytest.fixture(params=[pytest.param("cushim", marks=NO_COMPILER), pytest.param("cuda", marks=pytest.mark.gpu)])
+def where(request):
+    """A device that captures what it is asked for."""
+    return request.param
+
+
+def test_a_captured_step_does_the_same_again(where):
+    x = backend.to_device(np.arange(6, dtype=np.float32).reshape(2, 3), where)
+    total = backend.to_device(np.zeros(3, np.float32), where)
+    ran = []
+
+    def step():
+        nonlocal total
+        ran.append(1)
+        y = train.ops.relu(x) * 2.0
+        total += y.sum(axis=0)
+        y[0] = 7
+        return y
+
+    again = accelerator.Captured(step, where)
+    assert len(ran) == 3                                    # twice before, once to be captured
+    assert backend.to_numpy(total).tolist() == [12, 20, 28]         # which does nothing yet
+    for _ in range(2):
+        x[...] = x - 4.0
+        result = again()
+    assert len(ran) == 3 and result is again.result
+    assert backend.to_numpy(result).tolist() == [[7, 7, 7], [0, 0, 0]]
+    assert backend.to_numpy(total).tolist() == [12, 20, 28 + 2]     # of 5 - 4, once
+
+
+def test_what_cannot_be_captured_says_why_and_the_device_goes_on(where):
+    x = backend.to_device(np.ones(3, np.float32), where)
+    for step in (lambda: float((x * 2).sum()), lambda: x + backend.to_device(np.ones(3, np.float32), where)):
+        with pytest.raises(RuntimeError, match="cannot be captured, since it waits for the GPU or sends something to it"):
+            accelerator.Captured(step, where)
+    assert backend.to_numpy(x + x).tolist() == [2, 2, 2]
+    again = accelerator.Captured(lambda: x + x, where)
+    x[...] = 3
+    assert backend.to_numpy(again()).tolist() == [6, 6, 6]
+
+
+def test_without_graphs_nothing_is_captured():
+    for device in ("cpu", "standin"):
+        with pytest.raises(ValueError, match=f'captured on a GPU, and not on "{device}"'):
+            accelerator.Captured(lambda: None, device)
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "fp16", "label_smoothing": 0.1}], ids=["fp32", "fp16"])
+def test_a_captured_training_is_the_other_one(where, settings):
+    """The same bits: history, parameters, statistics and counts; also where it goes on from a checkpoint."""
+    def trainer(**more):
+        model = models.resnet.cifar_resnet(8, 3, (3, 8, 8)).to(where)
+        return Trainer(model, images(32), images(8, seed=1), Config(epochs=2, batch_size=8, lr=0.05, **settings, **more))
+
+    plain, captured, resumed = trainer(), trainer(cuda_graph=True), trainer(cuda_graph=True)
+    states, ran = [], []
+    plain.fit()
+    captured.fit(on_step=lambda t: states.append(t.state_dict()) if t.step == 2 and not t.epoch else None)
+    call = type(resumed.model).__call__
+    resumed.load_state_dict(states[0])
+    with mock.patch.object(type(resumed.model), "__call__", lambda self, *args, **kw: ran.append(1) or call(self, *args, **kw)):
+        resumed.fit()
+    assert sum(ran) < 3 * 20 and resumed.step == plain.step == 0
+    for other in (captured, resumed):
+        assert other.history == plain.history
+        for name, array in plain.model.state_dict().items():
+            np.testing.assert_array_equal(other.model.state_dict()[name], array, err_msg=name)
+    assert plain.model.state_dict()["bn1.num_batches_tracked"] == 8
+
+
+@NO_COMPILER
+def test_a_captured_step_is_asked_for_with_one_order(library):
+    """Nothing of the model runs on the host any more, and nobody waits."""
+    trainer = Trainer(small_resnet("cushim"), images(32), images(4, seed=1), Config(epochs=1, batch_size=8, cuda_graph=True))
+    passes, waits = [], []
+    call = models.resnet.Sequential.forward
+    with mock.patch.object(models.resnet.Sequential, "forward", lambda self, *args: passes.append(1) or call(self, *args)), \
+            library.host_syncs() as syncs:
+        trainer.fit(on_step=lambda trainer: waits.append((len(passes), list(syncs))))
+    assert [seen for _, seen in waits] == [[]] * 4
+    assert len({count for count, _ in waits}) == 1          # all of them in the first step: it was captured there
+
+
+def test_a_captured_training_with_dropout_or_on_the_cpu_is_refused(where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = models.build("vgg11", 3, (3, 32, 32), hidden=4, pool=1).to(where)
+    with pytest.raises(ValueError, match="cuda_graph: this model has Dropout"):
+        Trainer(model, images(8, 32), images(4, 32), Config(epochs=1, batch_size=8, cuda_graph=True))
+    with pytest.raises(ValueError, match="cuda_graph captures what a GPU is asked for, and this run is on the CPU"):
+        train.begin("digits", device="cpu", cuda_graph=True)
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- precision

@@ -173,7 +173,7 @@ def test_every_flag_arrives(minicnn, here):
     assert about["training"] == {
         "epochs": 1, "batch_size": 100, "lr": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "schedule": "step", "warmup": 0.5,
         "label_smoothing": 0.2, "body_lr": 1.0, "crop_area": 0.5, "shift": 0, "flip": False, "cutout": 0,
-        "precision": "fp32", "seed": 7}
+        "precision": "fp32", "cuda_graph": False, "seed": 7}
     assert (about["model"], about["dtype"], about["device"], about["threads"]) == ("tiny", "float64", "cpu", 2)
     assert about["classes"] == list("0123456789") and about["num_classes"] == 10 and about["in_shape"] == [1, 8, 8]
     assert mc.load("a/b/model.npz")["state_dict"]["5.weight"].dtype == np.float64

@@ -337,6 +337,15 @@ def test_cublas_numbers_are_cupys():
         assert theirs.__doc__.count(",") == len(inspect.signature(ours).parameters) - 1
 
 
+def test_streams_and_graphs_are_cupys():
+    cupy = pytest.importorskip("cupy", reason="needs an installed CuPy, not a GPU")
+    for ours, theirs in ((cushim.Stream, cupy.cuda.Stream), (cushim.Graph, cupy.cuda.Graph), (cushim.Pool, cupy.cuda.MemoryPool)):
+        names = {name for name in vars(ours) if not name.startswith("_") and callable(getattr(ours, name))}
+        assert names - {"copy", "change"} <= {*dir(theirs)} and names, ours
+    assert cupy.cuda.Graph.launch.__doc__.startswith("Graph.launch(self, stream=None)")
+    assert "begin_capture(self, mode=None)" in cupy.cuda.Stream.begin_capture.__doc__
+
+
 # ---------------------------------------------------------------- planted faults
 # What is changed in a source, and into what: each is something that one may well write, and must not go unseen.
 FAULTS = {
