@@ -215,13 +215,13 @@ def test_running_averages_are_of_this_epoch_so_far():
     trainer = Trainer(tiny(dtype=np.float64), *SETS, Config(epochs=2, batch_size=8))
     losses = []
     step = trainer._train_step
-    original = mc.ops.cross_entropy
+    original = mc.ops.softmax_cross_entropy
     def spy(logits, labels, *rest):
         loss = original(logits, labels, *rest)
         losses.append(loss.item())
         return loss
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mc.ops, "cross_entropy", spy)
+        patch.setattr(mc.ops, "softmax_cross_entropy", spy)
         for epoch in range(2):
             for k, (inputs, labels) in enumerate(trainer._inputs()):
                 step(inputs, labels)
