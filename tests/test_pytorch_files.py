@@ -237,6 +237,14 @@ def test_laughs_take_no_memory(tmp_path):
     assert _peak() - before < 200 << 20
 
 
+def test_one_long_text_in_many_places_takes_no_memory(tmp_path):
+    """A megabyte in the file, and a reference to it of two bytes in each of 3,000 places."""
+    before = _peak()
+    texts = loaded(checkpoint(again(b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20), b"h\x00")), tmp_path)["w"]
+    assert len(texts) == 3001 and texts[0] == texts[-1] == "a" * (1 << 20)
+    assert _peak() - before < 200 << 20
+
+
 def again(value, call, count=3000):
     """{"w": [...]}: a value that is memorised, and so many calls with it."""
     return b"\x80\x02}X\x01\x00\x00\x00w](" + value + b"q\x00" + call * count + b"es."
@@ -396,6 +404,20 @@ def test_tensors_of_every_kind(tmp_path, new):
     np.testing.assert_array_equal(state["array"], np.arange(6, dtype=np.int16).reshape(2, 3), strict=True)
 
 
+@torch_only
+@pytest.mark.parametrize("new", [True, False])
+def test_views_that_change_the_numbers_of_their_storage_are_refused(tmp_path, new):
+    """PyTorch conjugates and negates without touching the numbers, and so they are saved; as they lie, they are others."""
+    import torch
+    turned = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    for tensor in (turned, turned.imag):
+        torch.save({"w": tensor}, tmp_path / "t.pt", _use_new_zipfile_serialization=new)
+        with pytest.raises(WeightsError, match="a conjugated or negated view"):
+            mc.load(tmp_path / "t.pt")
+        torch.save({"w": tensor.resolve_conj().resolve_neg()}, tmp_path / "t.pt", _use_new_zipfile_serialization=new)
+        np.testing.assert_array_equal(mc.load(tmp_path / "t.pt")["w"], tensor.resolve_conj().resolve_neg().numpy())
+
+
 def base_size(tensors):
     return tensors["base"].size()
 
@@ -409,13 +431,16 @@ def test_a_training_state(tmp_path, new):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(2, 3, 3, 3)).sum().backward()
     optimizer.step()
-    torch.save({"model": torch.nn.DataParallel(model).state_dict(), "optimizer": optimizer.state_dict(), "args": None},
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60, 60])
+    torch.save({"model": torch.nn.DataParallel(model).state_dict(), "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(), "args": None},
                tmp_path / "t.pth", _use_new_zipfile_serialization=new)
     state = mc.load(tmp_path / "t.pth")
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(state["model"][f"module.{name}"], tensor.numpy(), strict=True)
     moments = optimizer.state_dict()["state"][2]["exp_avg"].numpy()
     np.testing.assert_array_equal(state["optimizer"]["state"]["2"]["exp_avg"], moments)
+    assert state["schedule"]["milestones"] == {"30": 1, "60": 2}
     assert state["args"] is None and state["optimizer"]["param_groups"][0]["lr"] == 1e-3
 
 

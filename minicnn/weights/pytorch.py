@@ -84,9 +84,13 @@ class TensorOf:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, kind: str | None = None) -> TensorOf:
-    """torch._utils._rebuild_tensor and _rebuild_tensor_v2. What follows (requires_grad, hooks) says nothing about the numbers."""
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2. What follows is requires_grad and hooks, which say nothing about the
+    numbers, and what a view does to them: "conj" and "neg", whose storage holds other numbers than the tensor."""
     if not isinstance(storage, Storage):
         raise PickleError("a tensor has no storage")
+    if any(isinstance(more, dict) and (more.get("conj") or more.get("neg")) for more in rest):
+        raise PickleError("a tensor is a conjugated or negated view, whose numbers are not in the file: save its resolve_conj() or "
+                          "resolve_neg()")
     sizes = [offset, *_tuple(size), *_tuple(stride)]
     if not all(type(n) is int and 0 <= n < 1 << 60 for n in sizes) or len(size) != len(stride) or len(size) > 32:
         raise PickleError("a tensor's offset, size and stride are none")
@@ -120,6 +124,11 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     return {key: value for key, value in pairs}         # noqa: C416 (keys have been looked at)
 
 
+def _counter(counts: Any = ()) -> dict[Any, Any]:
+    """collections.Counter, in which MultiStepLR keeps its milestones."""
+    return _ordered_dict([*counts.items()] if isinstance(counts, dict) else counts)
+
+
 def _tuple(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, (tuple, list)):
         raise PickleError("a size is missing")
@@ -135,6 +144,7 @@ def _text(*arguments: Any) -> str:
 
 NAMES: dict[str, Any] = {
     "collections OrderedDict": _ordered_dict,
+    "collections Counter": _counter,
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_of_type,
@@ -161,23 +171,30 @@ class Plain:
 
     def of(self, value: Any, depth: int = 0) -> Any:
         """The same, nested as it is."""
-        if not isinstance(value, (dict, list, tuple)):
+        if not isinstance(value, (dict, list, tuple, str)):
             return self.leaf(value)
         key = id(value)
         if key not in self.done:
-            if depth > DEEPEST or key in self.begun:
+            if isinstance(value, str):                      # NumPy keeps four bytes a letter
+                self.done[key] = self.leaf(value)
+            elif depth > DEEPEST or key in self.begun:
                 raise PickleError(f"dicts and lists lie more than {DEEPEST} deep inside each other")
-            self.begun.add(key)
-            if isinstance(value, dict):
-                self.done[key] = {str(name): self.of(item, depth + 1) for name, item in value.items()}
-                if len(self.done[key]) < len(value):
-                    raise PickleError("two names of a dict are the same")
             else:
-                self.done[key] = type(value)(self.of(item, depth + 1) for item in value)
+                self.begun.add(key)
+                self.done[key] = self.inside(value, depth + 1)
         return self.done[key]
 
+    def inside(self, value: Any, depth: int) -> Any:
+        """A dict, list or tuple of what is in it."""
+        if not isinstance(value, dict):
+            return type(value)(self.of(item, depth) for item in value)
+        found = {str(name): self.of(item, depth) for name, item in value.items()}
+        if len(found) < len(value):
+            raise PickleError("two names of a dict are the same")
+        return found
+
     def leaf(self, value: Any) -> Any:
-        """What is no dict and no list."""
+        """What is no dict, list or tuple."""
         if isinstance(value, TensorOf):
             return value.array(self.order)
         if isinstance(value, NumpyArray) and value.array is not None:
