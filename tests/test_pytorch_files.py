@@ -5,6 +5,7 @@ import pickle
 import random
 import struct
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -503,3 +504,24 @@ def test_safetensors_files_of_pytorch(tmp_path):
     library.save_file({"w": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "8.safetensors")
     with pytest.raises(WeightsError, match="numbers of a type that NumPy has not"):
         mc.load(tmp_path / "8.safetensors")
+
+
+@torch_only
+def test_many_tensors_of_bfloat16_are_read_in_one_go(tmp_path):
+    """The table of the file is parsed once, not for each of them; their order stays."""
+    import torch
+    library = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    tensors = {f"layers.{i:04}.weight": torch.full((2,), i % 100, dtype=torch.bfloat16 if i % 3 else torch.float16)
+               for i in range(3000)}
+    library.save_file(tensors, tmp_path / "t.safetensors")
+    begin = time.perf_counter()
+    state = mc.load(tmp_path / "t.safetensors")
+    assert time.perf_counter() - begin < 5
+    assert state.keys() == tensors.keys() and all((state[name] == as_numpy(tensor)).all() for name, tensor in tensors.items())
+
+
+def test_a_text_of_a_safetensors_file_hides_no_array(tmp_path):
+    library = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+    library.save_file({"w": np.ones(3)}, tmp_path / "t.safetensors", {"w": "words"})
+    with pytest.raises(WeightsError, match="'w' is an array and a text"):
+        mc.load(tmp_path / "t.safetensors")

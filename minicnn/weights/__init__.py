@@ -17,7 +17,7 @@ import errno
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,8 +214,11 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any,
     try:
         with library.safe_open(path, "np") as file:
             strings = {name: np.asarray(text) for name, text in (file.metadata() or {}).items() if name != "format"}
-            halves = [name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"]     # noqa: SIM118 (no dict)
-            arrays = {name: _bfloat16(path, name) if name in halves else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            halves = {name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"}     # noqa: SIM118 (no dict)
+            widened = _bfloat16(path, halves)
+            arrays = {name: widened[name] if name in halves else file.get_tensor(name) for name in file.keys()}     # noqa: SIM118
+            if twice := arrays.keys() & strings:
+                raise ValueError(f"{min(twice)!r} is an array and a text")
             return {**arrays, **strings}
     except (library.SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is damaged or not a safetensors file ({_one_line(error)})") from None
@@ -223,20 +226,23 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any,
         raise WeightsError(f"{path} has numbers of a type that NumPy has not ({_one_line(error)})") from None
 
 
-def _bfloat16(path: str | os.PathLike[str], name: str) -> np.ndarray[Any, Any]:
-    """An array of the upper halves of float32, which the library hands to nobody that NumPy knows; the file has been checked.
+def _bfloat16(path: str | os.PathLike[str], names: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays of the upper halves of float32, which the library hands to nobody that NumPy knows; the file has been checked.
 
     A length of 8 bytes, a table in JSON of so many, then the numbers, from the first offset of the table on to the second.
     """
     import json
 
+    found = {}
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-        start, end = entry["data_offsets"]
-        file.seek(8 + length + start)
-        halves = np.frombuffer(file.read(end - start), "<u2")
-    return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+        table = json.loads(file.read(length)) if names else {}
+        for name in names:
+            start, end = table[name]["data_offsets"]
+            file.seek(8 + length + start)
+            halves = np.frombuffer(file.read(end - start), "<u2")
+            found[name] = (halves.astype(np.uint32) << 16).view(np.float32).reshape(table[name]["shape"])
+    return found
 
 
 def _nested(state: Mapping[str, Any], flat: Mapping[str, np.ndarray[Any, Any]], prefix: str = "") -> dict[str, Any]:
