@@ -517,8 +517,10 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
         normalize = Normalize(*published.pixels_of(model))
     if start is not None and model is not None:
         start = published.find(model, start)
-    body = load(start) if start is not None else {}
+    body = _load_named(start) if start is not None else {}
     before = _parse_about(str(body["about"]), start or "") if "about" in body else {}
+    if model is not None:
+        _check_model(model, before, start or "")
     model = before.get("model", model)
     if body and model is None:
         raise ValueError(f"{start} does not say what model it is of: name it, too (--model MODEL)")
@@ -622,46 +624,67 @@ def load_trained(folder: PathLike | None = None, weights: PathLike | None = None
         if _read_about(folder) and not weights.exists():
             raise FileNotFoundError(f"{folder} has no model yet, since its first epoch is not over; go on with "
                                     f"`minicnn train --resume {folder}`")
-    state = load(weights)
+    state = _load_named(weights)
     if folder is None and "about" not in state:
-        raise ValueError(f"{weights} holds weights alone: name the run whose model they are for, too (--run FOLDER)")
+        raise ValueError(f"{weights} holds weights alone: name the run whose model they are for, too (--run FOLDER), or the model "
+                         "(--model MODEL)")
     about = _read_about(Path(folder)) if folder is not None else _parse_about(str(state["about"]), weights)
     model = _build({**about, "device": resolve_device(device)})
     model.load_state_dict(state)
     return Trained(Path(weights), model, normalize or Normalize.from_dict(about["normalize"]), about)
 
 
+def _load_named(weights: PathLike) -> dict[str, Any]:
+    """What is in a file. ValueError for weights that are found by the name of their model, where that is not said."""
+    if str(weights) in published.PUBLISHED or "://" in str(weights):
+        raise ValueError(f"{weights} does not say what model it is of: name it, too (--model MODEL)")
+    return load(weights)
+
+
 def load_published(model: str, weights: PathLike, classes: Sequence[str] | None = None, in_shape: Sequence[int] | None = None,
                    normalize: Normalize | None = None, device: str = "auto") -> Trained:
     """A model with weights from elsewhere, built by its name.
 
-    weights: a file, its address, or "imagenet", as for the model functions.
-    classes: their names; by default numbers, as many as the last array of the weights has.
+    weights: a file, its address, or "imagenet", as for the model functions. What is not said beside it, a model.npz of a run says.
+    classes: their names; by default numbers, as many as the last layer of the weights has.
     in_shape: of the images; by default what the model is made for.
     normalize: what was done to the pixels that it was trained on. Nobody but its makers knows; by default they are only divided by
     255, and a warning says so.
     """
     if model not in models.names():
         models.build(model)                     # says so, before a file is read
-    shape = tuple(in_shape or models.default_in_shape(model))
     if str(weights) == "imagenet" and normalize is None:
         normalize = Normalize(*published.pixels_of(model))
     weights = published.find(model, weights)
-    state, form = published.of_model(model, load(weights))
-    if classes is None:
-        last = list(state.values())[-1:]
-        if not last or not np.ndim(last[0]):
-            raise WeightsError(f"{weights} ends in no weights of a last layer, so it does not say how many classes it knows")
-        classes = [str(i) for i in range(len(last[0]))]
+    checkpoint = load(weights)
+    said = _parse_about(str(checkpoint["about"]), weights) if "about" in checkpoint else {}
+    _check_model(model, said, weights)
+    state, form = published.of_model(model, checkpoint)
+    form = said.get("model_options", form)
+    shape = tuple(in_shape or said.get("in_shape") or models.default_in_shape(model))
+    if classes is None and not said:
+        last = list(models.build(model, in_shape=shape, **form).state_dict())[-1]      # a file may hold them in another order
+        if last not in state or not np.ndim(state[last]):
+            raise WeightsError(f"{weights} has no {last} of {model}'s last layer, so it does not say how many classes it knows")
+        classes = [str(i) for i in range(len(state[last]))]
+    classes = said["classes"] if classes is None else list(classes)
+    if normalize is None and said:
+        normalize = Normalize.from_dict(said["normalize"])
     if normalize is None:
         warnings.warn("the pixels are divided by 255 and nothing else; if the weights were trained on normalised images, say how, "
                       "with --mean and --std (in Python, normalize=Normalize(mean, std))", RuntimeWarning, stacklevel=2)
         normalize = Normalize((0.0,) * shape[0], (1.0,) * shape[0])
-    about = {"model": model, "num_classes": len(classes), "in_shape": list(shape), "classes": list(classes), "dtype": "float32",
+    about = {"model": model, "num_classes": len(classes), "in_shape": list(shape), "classes": classes, "dtype": "float32",
              "device": resolve_device(device), "training": {"seed": 0}, "model_options": form}
     built = _build(about)
     built.load_state_dict(state)
     return Trained(Path(weights), built, normalize, about)
+
+
+def _check_model(model: str, said: Mapping[str, Any], weights: PathLike) -> None:
+    """ValueError where a run's file says that it is of another model."""
+    if said and said["model"] != model:
+        raise ValueError(f"{weights} says that it is of {said['model']}, not of {model}: leave the model's name out")
 
 
 def only_held_out(source: str, root: PathLike | None = None) -> ImageSet:

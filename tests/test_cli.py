@@ -141,6 +141,46 @@ def test_weights_from_elsewhere(minicnn, here, trained, suffix):
         assert json.loads(out)[0]["classes"] == [{**c, "class": name(int(c["class"]))} for c in by_run]
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+def test_a_runs_model_says_of_itself_what_the_command_does_not(minicnn, here, trained, suffix):
+    """Beside --model too: its pixels, its classes, its images; the flags override it, and another model is an error."""
+    own = here / f"own{suffix}"
+    mc.save(own, mc.load(trained / "runs" / "digits-tiny-1" / "model.npz"))
+    Image.fromarray(mc.data.digits()[1].images[0, 0]).save("digit.png")
+    for command in (["eval", "--data", "digits"], ["predict", "digit.png"]):
+        answers = [minicnn(*command, "--weights", own, *more, "--json") for more in ([], ["--model", "tiny"])]
+        assert answers[0] == answers[1] and answers[0][::2] == (0, "")
+        overridden = minicnn(*command, "--weights", own, "--model", "tiny", "--json", "--mean", "0", "--std", "1")
+        assert overridden[::2] == (0, "") and overridden[1] != answers[0][1]
+        status, _, err = minicnn(*command, "--weights", own, "--model", "resnet20")
+        assert status == 1 and "says that it is of tiny, not of resnet20: leave the model's name out" in err
+    status, _, err = minicnn("finetune", "--weights", own, "--model", "resnet20", "--data", "digits")
+    assert status == 1 and "says that it is of tiny, not of resnet20" in err and not (here / "runs").exists()
+
+
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+def test_classes_are_counted_in_the_last_layer_wherever_it_stands(minicnn, here):
+    """A .safetensors file, among others, does not keep the model's order."""
+    state = mc.models.resnet18(7, (3, 32, 32)).state_dict()
+    mc.save("w.npz", dict(sorted(state.items())))
+    assert not [*mc.load("w.npz")][-1].startswith("fc")
+    Image.new("RGB", (32, 32)).save("black.png")
+    command = ["predict", "black.png", "--model", "resnet18", "--in-shape", "3,32,32", "--weights", "w.npz", "--top", "9", "--json"]
+    status, out, _ = minicnn(*command)
+    assert status == 0 and {c["class"] for c in json.loads(out)[0]["classes"]} == set("0123456")
+    del state["fc.bias"]
+    mc.save("w.npz", state)
+    status, _, err = minicnn(*command)
+    assert status == 1 and "w.npz has no fc.bias of resnet18's last layer" in err
+
+
+@pytest.mark.parametrize("words", ["predict x.png", "eval --data digits", "export --onnx x.onnx", "finetune --data digits"])
+@pytest.mark.parametrize("weights", ["imagenet", "https://host/w.pth"])
+def test_published_weights_need_a_models_name(minicnn, here, words, weights):
+    status, _, err = minicnn(*words.split(), "--weights", weights)
+    assert status == 1 and f"{weights} does not say what model it is of: name it, too (--model MODEL)" in err
+
+
 def test_a_new_head_on_an_old_body(minicnn, here, trained):
     """From a run on the digits to a folder of pictures: the body is the run's to the bit, and what was made says what it is."""
     old = mc.load(trained / "runs" / "digits-tiny-1" / "model.npz")["state_dict"]
