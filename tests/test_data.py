@@ -202,6 +202,10 @@ def test_mnist_says_what_is_wrong_with_its_files(tmp_path):
     images.write_bytes(struct.pack(">4i", 0x803, -1, -1, -1))
     with one_line_about(images, "promises"):
         data.mnist(tmp_path)
+    images.write_bytes(idx(np.zeros((0, 3, 2))))
+    labels.write_bytes(idx(np.zeros(0)))
+    with one_line_about(images, "holds no image"):
+        data.mnist(tmp_path)
 
 
 def test_mnist_names_a_gzip_file_that_is_cut_short_flipped_or_none(tmp_path):
@@ -309,7 +313,7 @@ def test_images_are_grey_only_if_all_are(tmp_path):
 def test_differing_sizes_are_refused_or_brought_to_one_size(tmp_path):
     files = {**two_classes(2), "dog/wide.png": plain(30, 4, 6)}
     root = write(tmp_path, files)
-    with one_line_about("wide.png is 4 x 6", "000.png is 4 x 4", "size=(height, width)"):
+    with one_line_about("wide.png is 4 x 6", "000.png is 4 x 4", "size=(H, W)"):
         data.image_folder(root)
     train, test = data.image_folder(root, size=(2, 3))
     assert train.images.shape[1:] == test.images.shape[1:] == (3, 2, 3)
@@ -394,6 +398,17 @@ def test_an_archive_entry_that_is_no_file_is_refused(tmp_path, kind):
         archive.addfile(link)
     with one_line_about("link.png", "plain files"):
         data.image_folder(path)
+
+
+def test_an_archive_entry_with_holes_is_refused(tmp_path):
+    """A header of GNU tar that says: a file of 8 GiB, and no byte of it is kept."""
+    header = bytearray(tarfile.TarInfo("cat/holes.png").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[386:398], header[398:410], header[483:495] = b"S", *[b"%011o\0" % n for n in (0, 0, 8**11 - 1)]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "holes.tar").write_bytes(header + bytes(1024))
+    with one_line_about("holes.png", "a file with holes"):
+        data.image_folder(tmp_path / "holes.tar")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])

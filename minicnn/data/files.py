@@ -109,7 +109,9 @@ def _walk_tar(path: Path) -> Iterator[Entry]:
                 continue
             if not member.isreg():
                 raise DataError(f"{where}: this entry is a link or a device; pack the archive again with plain files")
-            again = partial(_read_at, path, member.offset_data, member.size) if plain and not member.issparse() else None
+            if member.issparse():           # a few bytes may stand for as many gigabytes of nothing
+                raise DataError(f"{where}: this entry is a file with holes; pack the archive again, without tar's --sparse")
+            again = partial(_read_at, path, member.offset_data, member.size) if plain else None
             yield Entry(name, where, partial(_read_member, archive, member), again)
 
 

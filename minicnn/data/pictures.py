@@ -144,7 +144,7 @@ def common_channels(pictures: Sequence[Images | InFile], names: Sequence[str]) -
     for picture, name in zip(pictures, names, strict=True):
         if picture.shape[1:] != pictures[0].shape[1:]:
             raise DataError(f"{name} is {_size(picture)}, but {names[0]} is {_size(pictures[0])} (height x width); "
-                            "a set has one size: pass size=(height, width) to resize and centre-crop its images")
+                            "a set has one size: resize and crop its images, with --image-size H,W (in Python, size=(H, W))")
     return max(picture.shape[0] for picture in pictures)
 
 
