@@ -177,12 +177,15 @@ class Progress:
 
 def _eval(run: str | None = None, weights: str | None = None, source: str | None = None, root: str | None = None,
           model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
-          batch_size: int = 256, device: str = "auto", as_json: bool = False) -> None:
+          image_size: tuple[int, ...] | None = None, skip_bad: bool = False, batch_size: int = 256, device: str = "auto",
+          as_json: bool = False) -> None:
     normalize = _normalize(mean, std)
+    if model is None and (image_size is not None or skip_bad):
+        raise UsageError("--image-size and --skip-bad are for weights from elsewhere, with --model; a run knows its own")
     if model is not None:
         if run is not None or weights is None or source is None:
             raise UsageError("--model is for weights from elsewhere: it takes --weights FILE and --data DATA, and no --run")
-        test_set = train.only_held_out(source, root)
+        test_set = train.only_held_out(source, root, image_size, skip_bad)
         trained = train.load_published(model, weights, test_set.classes, test_set.images.shape[1:], normalize, device)
     else:
         trained = train.load_trained(run, weights, device, normalize)
@@ -436,6 +439,9 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_use(add)
     add("--data", dest="source", metavar="DATA", help="other images with the same classes: the name of a data set, or a folder")
     add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
+    add("--image-size", type=_sizes("H,W"), metavar="H,W", help="with --model: resize and crop the images of a folder")
+    add("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="with --model: leave out files of a folder that are no "
+        "images or damaged, and say which")
     add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument

@@ -687,9 +687,12 @@ def _check_model(model: str, said: Mapping[str, Any], weights: PathLike) -> None
         raise ValueError(f"{weights} says that it is of {said['model']}, not of {model}: leave the model's name out")
 
 
-def only_held_out(source: str, root: PathLike | None = None) -> ImageSet:
+def only_held_out(source: str, root: PathLike | None = None, image_size: Sequence[int] | None = None,
+                  skip_bad: bool = False) -> ImageSet:
     """The test images of a source alone: of CIFAR-10, which has five times as many to train on, only they are decoded."""
-    return data.cifar10(root, parts=["test"])[0] if source == "cifar10" and root is not None else read_data(source, root)[1]
+    if source == "cifar10" and root is not None and image_size is None:
+        return data.cifar10(root, parts=["test"])[0]
+    return read_data(source, root, image_size, skip_bad)[1]
 
 
 def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None) -> ImageSet:

@@ -247,6 +247,22 @@ def test_bad_pictures_are_left_out_if_one_says_so(minicnn, here):
     assert status == 1 and "pets/cat/9.png: not an image" in err
 
 
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+def test_weights_from_elsewhere_on_pictures_of_any_size(minicnn, here):
+    for half in ("train", "test"):
+        pictures(here / "pets" / half, size=(9, 12), count=3)
+    Image.new("RGB", (20, 10)).save("pets/test/cat/wide.png")
+    (here / "pets" / "test" / "dog" / "none.png").write_bytes(b"no picture")
+    mc.save("w.npz", mc.models.resnet20(2).state_dict())
+    command = ["eval", "--model", "resnet20", "--weights", "w.npz", "--data", "pets", "--mean", "0,0,0", "--std", "1,1,1", "--json"]
+    assert "none.png: not an image" in minicnn(*command)[2]
+    assert "with --image-size H,W" in minicnn(*command, "--skip-bad")[2]
+    status, out, err = minicnn(*command, "--skip-bad", "--image-size", "32,32")
+    assert status == 0 and json.loads(out)["total"] == 7 and "1 of 14 image files cannot be read" in err
+    status, _, err = minicnn("eval", "--image-size", "32,32")
+    assert status == 2 and "a run knows its own" in err
+
+
 def test_images_of_another_source_must_fit(minicnn, here, trained):
     pictures(here / "pets")
     status, _, err = minicnn("eval", "--run", trained / "runs" / "digits-tiny-1", "--data", "pets")
