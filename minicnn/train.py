@@ -175,6 +175,7 @@ class Trainer:
             _check_fits(model, dataset)
         self.model, self.train_set, self.test_set, self.config = model, train_set, test_set, config
         self.normalize = normalize or normalization_of(train_set)
+        _check_channels(self.normalize, model)
         self.optimizer = optim.SGD(self._groups(), config.lr, config.momentum, config.weight_decay, config.momentum > 0)
         self.drop_last = len(train_set) >= config.batch_size
         self.steps = steps_per_epoch(len(train_set), config.batch_size, drop_last=self.drop_last)      # of one epoch
@@ -427,6 +428,12 @@ def _check_fits(model: Sequential, dataset: ImageSet) -> None:
                          f"{model.out_shape}: build it with in_shape={image} and num_classes={classes}")
 
 
+def _check_channels(normalize: Normalize, model: Sequential) -> None:
+    channels = (model.in_shape or (0,))[0]
+    if len(normalize.mean) != channels:
+        raise ValueError(f"mean and std have a number for each of {len(normalize.mean)} channels, but the model reads {channels}")
+
+
 # ---------------------------------------------------------------- a run and its folder
 class Trained(NamedTuple):
     """A model with what is needed to use it. `about` is what config.json says."""
@@ -631,7 +638,9 @@ def load_trained(folder: PathLike | None = None, weights: PathLike | None = None
     about = _read_about(Path(folder)) if folder is not None else _parse_about(str(state["about"]), weights)
     model = _build({**about, "device": resolve_device(device)})
     model.load_state_dict(state)
-    return Trained(Path(weights), model, normalize or Normalize.from_dict(about["normalize"]), about)
+    normalize = normalize or Normalize.from_dict(about["normalize"])
+    _check_channels(normalize, model)
+    return Trained(Path(weights), model, normalize, about)
 
 
 def _load_named(weights: PathLike) -> dict[str, Any]:
@@ -678,6 +687,7 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
              "device": resolve_device(device), "training": {"seed": 0}, "model_options": form}
     built = _build(about)
     built.load_state_dict(state)
+    _check_channels(normalize, built)
     return Trained(Path(weights), built, normalize, about)
 
 

@@ -174,6 +174,15 @@ def test_classes_are_counted_in_the_last_layer_wherever_it_stands(minicnn, here)
     assert status == 1 and "w.npz has no fc.bias of resnet18's last layer" in err
 
 
+def test_a_mean_of_other_channels_is_told_before_anything_is_made(minicnn, here, trained):
+    Image.new("L", (8, 8)).save("black.png")
+    for command in (["finetune", "--data", "digits"], ["eval"], ["predict", "black.png"], ["export", "--onnx", "x.onnx"]):
+        status, _, err = minicnn(*command, "--weights", trained / "runs" / "digits-tiny-1" / "model.npz", "--mean", "0,0,0",
+                                 "--std", "1,1,1")
+        assert status == 1 and "mean and std have a number for each of 3 channels, but the model reads 1" in err
+    assert not (here / "runs").exists() and not (here / "x.onnx").exists()
+
+
 @pytest.mark.parametrize("words", ["predict x.png", "eval --data digits", "export --onnx x.onnx", "finetune --data digits"])
 @pytest.mark.parametrize("weights", ["imagenet", "https://host/w.pth"])
 def test_published_weights_need_a_models_name(minicnn, here, words, weights):
@@ -376,7 +385,7 @@ WRONG = [
     ("eval --run RUN --mean 0.5", 2, "--mean and --std go together", None),
     ("eval --run RUN --mean 0.5,x --std 1", 2, "'0.5,x' is not numbers with commas between", None),
     ("eval --run RUN --mean 0.5 --std 0", 1, "every std positive", None),
-    ("eval --run RUN --mean 0,0,0 --std 1,1,1", 1, "Normalize with 3 means takes", None),
+    ("eval --run RUN --mean 0,0,0 --std 1,1,1", 1, "each of 3 channels, but the model reads 1", None),
     ("eval --model tiny --weights w.pth", 2, "it takes --weights FILE and --data DATA", None),
     ("eval --model tiny --weights w.pth --data digits --run RUN", 2, "and no --run", None),
     ("eval --model tiny --weights w.pth --data digits --mean 0 --std 1", 1, "w.pth does not exist", None),
