@@ -7,7 +7,8 @@ and each storage, a run of numbers that several tensors may look at, is a persis
     before      pickles one after the other:            a magic number, a version, facts of the machine, the value, the keys;
                                                         then, in the order of the keys, the length and the numbers of each storage
 
-So a tensor is a view of a part of the file, which is mapped where it is large (archives.py).
+So a tensor is a view of a part of the file, which is mapped where it is large (archives.py); of the old format, where a number
+begins at an odd place, a copy.
 
 Source: torch/serialization.py and torch/_utils.py of PyTorch 2.13; what the formats contain was read there.
 """
@@ -22,7 +23,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from minicnn.weights import archives
-from minicnn.weights.pickled import NUMPY, Global, NumpyArray, PickleError, read
+from minicnn.weights.archives import Refused
+from minicnn.weights.pickled import NUMPY, Global, NotGiven, NumpyArray, PickleError, read
 
 Array = np.ndarray[Any, Any]
 Order = Literal["<", ">"]           # of the bytes of a number
@@ -57,7 +59,8 @@ class Storage:
                 self.arrays[kind] = (halves.astype(np.uint32) << 16).view(np.float32)
             else:
                 found = np.frombuffer(self.memory, np.dtype(kind).newbyteorder(order))
-                self.arrays[kind] = found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+                self.arrays[kind] = (np.require(found, requirements="A") if found.dtype.isnative    # old files begin at odd places
+                                     else found.astype(found.dtype.newbyteorder("=")))
         return self.arrays[kind]
 
 
@@ -89,8 +92,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, kind:
     if not isinstance(storage, Storage):
         raise PickleError("a tensor has no storage")
     if any(isinstance(more, dict) and (more.get("conj") or more.get("neg")) for more in rest):
-        raise PickleError("a tensor is a conjugated or negated view, whose numbers are not in the file: save its resolve_conj() or "
-                          "resolve_neg()")
+        raise NotGiven("holds a conjugated or negated view, whose numbers are not in the file: save its resolve_conj() or "
+                       "resolve_neg()")
     sizes = [offset, *_tuple(size), *_tuple(stride)]
     if not all(type(n) is int and 0 <= n < 1 << 60 for n in sizes) or len(size) != len(stride) or len(size) > 32:
         raise PickleError("a tensor's offset, size and stride are none")
@@ -205,31 +208,31 @@ class Plain:
             return np.asarray(value)
         if value is None:
             return None
-        raise PickleError(f"a {type(value).__name__} is none of dicts, lists, tensors, numbers and strings")
+        raise Refused(f"holds a {type(value).__name__}, which is none of dicts, lists, tensors, numbers and strings")
 
 
 # ---------------------------------------------------------------- reading
 def read_pytorch(path: Any) -> dict[str, Any]:
-    """The value of a checkpoint: nested dicts of arrays. PickleError, or whatever zipfile raises, for a bad file."""
+    """The value of a checkpoint: nested dicts of arrays. Refused, PickleError, or whatever zipfile raises, for a bad file."""
     with open(path, "rb") as file:
         whole = archives.contents(file)
         file.seek(0)
         value = (_read_zip if bytes(whole[:4]) == b"PK\x03\x04" else _read_legacy)(file, whole)
     if not isinstance(value, dict):
-        raise PickleError(f"it holds a {type(value).__name__}, and not a dict of tensors")
+        raise Refused(f"holds a {type(value).__name__}, and not a dict of tensors")
     return value
 
 
 def _read_zip(file: BinaryIO, whole: memoryview) -> Any:
     import zipfile  # slow to import, and only files need it
 
-    entries = {entry.filename: entry for entry in zipfile.ZipFile(file).infolist()}
+    entries = archives.entries(zipfile.ZipFile(file), len(whole))
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise PickleError(f"the archive has {len(pickles)} entries data.pkl, and a checkpoint has one")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in entries:
-        raise PickleError("it is a program of TorchScript, not a checkpoint: save the model's state_dict()")
+        raise Refused("is a program of TorchScript, not a checkpoint: save the model's state_dict()")
 
     def entry(name: str) -> memoryview:
         if name not in entries:
