@@ -179,9 +179,10 @@ def test_what_is_asked_for_is_named(tmp_path):
     assert "nothing was run" in message and "is refused: it asks for" in message and "damaged" not in message
 
 
-@pytest.mark.parametrize("content", [lambda: checkpoint(b"\x80\x02}.", **{"constants.pkl": "x"}), lambda: checkpoint(b"\x80\x02].")])
+@pytest.mark.parametrize("content", [checkpoint(b"\x80\x02}.", **{"constants.pkl": "x"}), checkpoint(b"\x80\x02].")],
+                         ids=["a program", "a list"])
 def test_what_is_sound_and_not_taken_is_not_called_damaged(tmp_path, content):
-    assert "damaged" not in refused(content(), tmp_path, "is refused: it ")
+    assert "damaged" not in refused(content, tmp_path, "is refused: it ")
 
 
 def nested(depth, wrap):

@@ -58,6 +58,8 @@ def entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         if entry.header_offset < end:
             raise ValueError(f"the entry {entry.filename[:100]} lies over another")
         end = entry.header_offset + HEADER + len(entry.filename) + entry.compress_size
+        if end > size:
+            raise ValueError(f"the entry {entry.filename[:100]} is cut short")
     packed = [entry for entry in found.values() if entry.compress_type != 0]
     for entry in packed:
         if entry.compress_type != DEFLATED:
