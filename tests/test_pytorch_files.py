@@ -143,7 +143,7 @@ def test_bfloat16(tmp_path):
 
 
 def test_what_torch_does_not_have_is_not_written(tmp_path):
-    for value in (np.zeros(3, np.uint32), np.array(["a", "b"]), object()):
+    for value in (np.zeros(3, np.uint32).astype("m8[s]"), np.array(["a", "b"]), object(), [object()], ({"b": {1, 2}},)):
         with pytest.raises(TypeError):
             mc.save(tmp_path / "x.pth", {"a": value})
     assert not [*tmp_path.iterdir()]
@@ -455,6 +455,44 @@ def test_views_that_change_the_numbers_of_their_storage_are_refused(tmp_path, ne
             mc.load(tmp_path / "t.pt")
         torch.save({"w": tensor.resolve_conj().resolve_neg()}, tmp_path / "t.pt", _use_new_zipfile_serialization=new)
         np.testing.assert_array_equal(mc.load(tmp_path / "t.pt")["w"], tensor.resolve_conj().resolve_neg().numpy())
+
+
+@torch_only
+def test_what_is_loaded_is_saved_again(tmp_path):
+    """A training state has lists, tuples and None in it, and what is read of it is written with them."""
+    import torch
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60])
+    whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "args": None,
+             "lists": [[], (), [(1, None), {"x": torch.ones(2)}]]}
+    torch.save(whole, tmp_path / "a.pth")
+    state = mc.load(tmp_path / "a.pth")
+    mc.save(tmp_path / "b.pth", state)
+    assert repr(mc.load(tmp_path / "b.pth")) == repr(state)
+    found = torch.load(tmp_path / "b.pth", weights_only=True)
+    assert found["args"] is None and found["lists"][:2] == [[], ()] and found["lists"][2][0][1] is None
+    (group,), betas = found["optimizer"]["param_groups"], whole["optimizer"]["param_groups"][0]["betas"]
+    assert type(group["betas"]) is tuple and tuple(map(float, group["betas"])) == betas and [*map(int, group["params"])] == [0, 1]
+    for name, tensor in whole["model"].items():
+        assert torch.equal(found["model"][name], tensor)
+    with pytest.raises(TypeError, match=r"^args: NoneType cannot be saved"):
+        mc.save(tmp_path / "b.npz", {"args": state["args"]})
+
+
+@torch_only
+def test_pytorch_reads_newer_unsigned_integers(tmp_path):
+    import torch
+    state = {name: np.arange(6).astype(name).reshape(2, 3) + np.iinfo(name).max // 2 for name in ("uint16", "uint32", "uint64")}
+    mc.save(tmp_path / "u.pth", {**state, "swapped": state["uint32"].astype(">u4"), "empty": np.zeros((0, 2), np.uint16)})
+    same({name: mc.load(tmp_path / "u.pth")[name] for name in state}, state)
+    found = torch.load(tmp_path / "u.pth", weights_only=True)
+    for name, array in state.items():
+        np.testing.assert_array_equal(found[name].numpy(), array, strict=True)
+    np.testing.assert_array_equal(found["swapped"].numpy(), state["uint32"], strict=True)
+    assert found["empty"].shape == (0, 2)
 
 
 def base_size(tensors):

@@ -4,8 +4,9 @@
     .safetensors            one flat table that other libraries read too; needs the safetensors library
     .pth, .pt, .th          PyTorch's checkpoints, without PyTorch (pytorch.py)
 
-In the first two a nested dict becomes a flat one whose names are joined with "/". Numbers and strings come back as arrays of no
-dimension. Nothing in a file is ever executed. A file appears whole or not at all: it is written beside its place and moved there.
+In the first two a nested dict becomes a flat one whose names are joined with "/"; the third keeps lists, tuples and None, too.
+Numbers and strings come back as arrays of no dimension. Nothing in a file is ever executed. A file appears whole or not at all: it
+is written beside its place and moved there.
 
 A large file is mapped into memory, and its arrays are views of it (archives.py): all that `save` writes. Copies are only those that
 another program has compressed, or put where a number begins at an odd place, and bfloat16. Of an .npz the checksums are compared
@@ -48,12 +49,16 @@ class WeightsError(ValueError):
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a nested dict of arrays, numbers and strings; the old file stays until the new one is whole."""
-    suffix, flat = _suffix(path), _flatten(state)
+    """Write a nested dict of arrays, numbers and strings; the old file stays until the new one is whole.
+
+    A PyTorch checkpoint also takes None, lists and tuples, and gives them back; in the other formats a list of numbers is an array.
+    """
+    suffix = _suffix(path)
     if suffix in PYTORCH:
-        atomically(path, lambda temporary: _write_pytorch(temporary, _nested(state, flat)))
+        nested = _nested(state)
+        atomically(path, lambda temporary: _write_pytorch(temporary, nested))
     else:
-        write = {".npz": _write_npz, ".safetensors": _write_safetensors}[suffix]
+        flat, write = _flatten(state), {".npz": _write_npz, ".safetensors": _write_safetensors}[suffix]
         atomically(path, lambda temporary: write(temporary, flat))
 
 
@@ -120,16 +125,37 @@ def _suffix(path: str | os.PathLike[str]) -> str:
     return suffix
 
 
-def _flatten(state: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
+def _flatten(state: Mapping[str, Any], folder: str = "") -> dict[str, np.ndarray[Any, Any]]:
     flat: dict[str, np.ndarray[Any, Any]] = {}
     for name, value in state.items():
-        if "/" in name or not name:
-            raise ValueError(f"{prefix}{name}: a name must not be empty or contain '/', which joins the names of nested dicts")
+        whole = _joined(folder, name)
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}/"))
+            flat.update(_flatten(value, whole))
         else:
-            flat[prefix + name] = _as_array(prefix + name, value)
+            flat[whole] = _as_array(whole, value)
     return flat
+
+
+def _nested(value: Any, name: str = "") -> Any:
+    """The value as it is nested, of dicts, lists, tuples, None and arrays; Python's numbers and strings stay what they are."""
+    if isinstance(value, Mapping):
+        return {part: _nested(item, _joined(name, part)) for part, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_nested(item, name) for item in value)
+    if value is None:
+        return None
+    array = _as_array(name, value)
+    return value if type(value) in (bool, int, float, str) else array
+
+
+def _joined(folder: str, name: Any) -> str:
+    """What an entry of a dict is called from outside, if that is a name that would come back."""
+    whole = f"{folder}/{name}" if folder else f"{name}"
+    if not isinstance(name, str):
+        raise TypeError(f"{whole}: names are strings, and this is a {type(name).__name__}: write str({name!r})")
+    if "/" in name or not name:
+        raise ValueError(f"{whole}: a name must not be empty or contain '/', which joins the names of nested dicts")
+    return whole
 
 
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
@@ -251,12 +277,6 @@ def _typed(row: Mapping[str, Any], numbers: memoryview) -> np.ndarray[Any, Any]:
     if kind not in SAFETENSORS:
         raise archives.Refused(f"has numbers of a type that NumPy has not, {kind}")
     return _view(numbers[start:end], shape, np.dtype(SAFETENSORS[kind]))
-
-
-def _nested(state: Mapping[str, Any], flat: Mapping[str, np.ndarray[Any, Any]], prefix: str = "") -> dict[str, Any]:
-    """The state as it is nested, with the arrays of the flat one; Python's numbers and strings stay what they are."""
-    return {name: _nested(value, flat, f"{prefix}{name}/") if isinstance(value, Mapping)
-            else value if type(value) in (bool, int, float, str) else flat[prefix + name] for name, value in state.items()}
 
 
 def _write_pytorch(path: str, state: Mapping[str, Any]) -> None:

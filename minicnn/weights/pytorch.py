@@ -302,7 +302,8 @@ def _numbers(found: memoryview, storage: Storage) -> memoryview:
 
 # ---------------------------------------------------------------- writing
 def write_pytorch(path: str, state: Mapping[str, Any]) -> None:
-    """Nested dicts of arrays, numbers and strings as a zip checkpoint, which torch.load(weights_only=True) reads."""
+    """Nested dicts, lists and tuples of arrays, numbers, strings and None as a zip checkpoint, which torch.load(weights_only=True)
+    reads; of unsigned integers of more than a byte that of PyTorch 2.3 and newer."""
     import zipfile
 
     writer = Writer()
@@ -331,6 +332,12 @@ class Writer:
         if isinstance(value, Mapping):
             items = b"".join(self.value(str(name)) + self.value(item) for name, item in value.items())
             return b"}(" + items + b"u"                                             # EMPTY_DICT MARK ... SETITEMS
+        if isinstance(value, list):
+            return b"](" + b"".join(map(self.value, value)) + b"e"                  # EMPTY_LIST MARK ... APPENDS
+        if isinstance(value, tuple):
+            return self.tuple([self.value(item) for item in value])
+        if value is None:
+            return b"N"
         if isinstance(value, bool):
             return b"\x88" if value else b"\x89"                                    # NEWTRUE, NEWFALSE
         if isinstance(value, int):
@@ -354,15 +361,21 @@ class Writer:
         return b"(" + b"".join(parts) + b"t"                                        # MARK ... TUPLE
 
     def tensor(self, array: Array) -> bytes:
-        """REDUCE of _rebuild_tensor_v2 with (storage, 0, size, stride, requires_grad, an empty OrderedDict of hooks)."""
-        names = {np.dtype(kind): name for name, kind in KINDS.items() if kind != "bfloat16"}
-        name = names.get(array.dtype.newbyteorder("="))
-        if name is None:
+        """REDUCE of _rebuild_tensor_v2 with (storage, 0, size, stride, requires_grad, an empty OrderedDict of hooks).
+
+        Newer types have no storage of their own: _rebuild_tensor_v3 of one of bytes, with the type as its last argument.
+        """
+        native = array.dtype.newbyteorder("=")
+        storages = {np.dtype(kind): name for name, kind in KINDS.items() if kind != "bfloat16"}
+        newer = {np.dtype(kind): name for name, kind in DTYPES.items() if kind != "bfloat16" and np.dtype(kind) not in storages}
+        if native not in storages and native not in newer:
             raise TypeError(f"an array of {array.dtype} has no counterpart in PyTorch's checkpoints")
         key, stride = str(len(self.storages)), np.cumprod([1, *array.shape[:0:-1]])[::-1] if array.ndim else ()
         self.storages.append(array)
-        storage = self.tuple([self.value("storage"), b"ctorch\n" + f"{name}Storage\n".encode(), self.value(key), self.value("cpu"),
-                              self.integer(array.size)]) + b"Q"                     # BINPERSID
-        return b"ctorch._utils\n_rebuild_tensor_v2\n" + self.tuple([
+        place, numel = ((b"ctorch.storage\nUntypedStorage\n", array.nbytes) if native in newer
+                        else (f"ctorch\n{storages[native]}Storage\n".encode(), array.size))
+        storage = self.tuple([self.value("storage"), place, self.value(key), self.value("cpu"), self.integer(numel)]) + b"Q"      # BINPERSID
+        version, last = (b"3", [f"ctorch\n{newer[native]}\n".encode()]) if native in newer else (b"2", [])
+        return b"ctorch._utils\n_rebuild_tensor_v" + version + b"\n" + self.tuple([
             storage, self.integer(0), self.tuple([self.integer(int(n)) for n in array.shape]),
-            self.tuple([self.integer(int(n)) for n in stride]), self.value(False), b"ccollections\nOrderedDict\n)R"]) + b"R"
+            self.tuple([self.integer(int(n)) for n in stride]), self.value(False), b"ccollections\nOrderedDict\n)R", *last]) + b"R"
