@@ -26,6 +26,7 @@ import numpy as np
 
 import minicnn
 from minicnn import backend, data, export, models, train
+from minicnn.layers import MisfitError
 from minicnn.testing import table
 
 LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
@@ -669,7 +670,8 @@ def _in_words(error: Exception) -> str:
         return f"out of memory{f' ({error})' if str(error) else ''}; a smaller --batch-size takes less"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    words = f"the state does not fit the model. {error.report.words(most=3)}" if isinstance(error, MisfitError) else str(error)
+    return " ".join(words.split()) or type(error).__name__
 
 
 def _device(about: dict[str, Any]) -> str:

@@ -374,7 +374,8 @@ class Writer:
         self.storages.append(array)
         place, numel = ((b"ctorch.storage\nUntypedStorage\n", array.nbytes) if native in newer
                         else (f"ctorch\n{storages[native]}Storage\n".encode(), array.size))
-        storage = self.tuple([self.value("storage"), place, self.value(key), self.value("cpu"), self.integer(numel)]) + b"Q"      # BINPERSID
+        storage = self.tuple([self.value("storage"), place, self.value(key), self.value("cpu"), self.integer(numel)])
+        storage += b"Q"                                                             # BINPERSID
         version, last = (b"3", [f"ctorch\n{newer[native]}\n".encode()]) if native in newer else (b"2", [])
         return b"ctorch._utils\n_rebuild_tensor_v" + version + b"\n" + self.tuple([
             storage, self.integer(0), self.tuple([self.integer(int(n)) for n in array.shape]),
