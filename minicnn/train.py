@@ -647,7 +647,7 @@ def _load_named(weights: PathLike) -> dict[str, Any]:
     """What is in a file. ValueError for weights that are found by the name of their model, where that is not said."""
     if str(weights) in published.PUBLISHED or "://" in str(weights):
         raise ValueError(f"{weights} does not say what model it is of: name it, too (--model MODEL)")
-    return load(weights)
+    return published.read(weights)
 
 
 def load_published(model: str, weights: PathLike, classes: Sequence[str] | None = None, in_shape: Sequence[int] | None = None,
@@ -665,7 +665,7 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
     if str(weights) == "imagenet" and normalize is None:
         normalize = Normalize(*published.pixels_of(model))
     weights = published.find(model, weights)
-    checkpoint = load(weights)
+    checkpoint = published.read(weights)
     said = _parse_about(str(checkpoint["about"]), weights) if "about" in checkpoint else {}
     _check_model(model, said, weights)
     state, form = published.of_model(model, checkpoint)
