@@ -34,6 +34,7 @@ from minicnn.accelerator import told_when_full, uploaded_ahead
 from minicnn.autograd import no_grad
 from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
+from minicnn.data.cifar import CIFAR10_CLASSES, SHAPE
 from minicnn.data.loading import NAMES
 from minicnn.kernels.precision import PRECISIONS, precision
 from minicnn.layers import Sequential
@@ -655,7 +656,8 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
     """A model with weights from elsewhere, built by its name.
 
     weights: a file, its address, or "imagenet", as for the model functions. What is not said beside it, a model.npz of a run says.
-    classes: their names; by default numbers, as many as the last layer of the weights has.
+    classes: their names; by default those of CIFAR-10 for ten classes of a model that is made for it, else numbers, as many as the
+    last layer of the weights has.
     in_shape: of the images; by default what the model is made for.
     normalize: what was done to the pixels that it was trained on. Nobody but its makers knows; by default they are only divided by
     255, and a warning says so.
@@ -675,7 +677,7 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
         last = list(models.build(model, in_shape=shape, **form).state_dict())[-1]      # a file may hold them in another order
         if last not in state or not np.ndim(state[last]):
             raise WeightsError(f"{weights} has no {last} of {model}'s last layer, so it does not say how many classes it knows")
-        classes = [str(i) for i in range(len(state[last]))]
+        classes = _class_names(model, shape, len(state[last]))
     classes = said["classes"] if classes is None else list(classes)
     if normalize is None and said:
         normalize = Normalize.from_dict(said["normalize"])
@@ -691,6 +693,13 @@ def load_published(model: str, weights: PathLike, classes: Sequence[str] | None 
     return Trained(Path(weights), built, normalize, about)
 
 
+def _class_names(model: str, shape: tuple[int, ...], count: int) -> list[str]:
+    """What so many classes are called that nobody has named: those of a model for CIFAR-10 are most likely that; else by number."""
+    if count == len(CIFAR10_CLASSES) and shape == models.default_in_shape(model) == SHAPE:
+        return [*CIFAR10_CLASSES]
+    return [str(i) for i in range(count)]
+
+
 def _check_model(model: str, said: Mapping[str, Any], weights: PathLike) -> None:
     """ValueError where a run's file says that it is of another model."""
     if said and said["model"] != model:
@@ -698,22 +707,32 @@ def _check_model(model: str, said: Mapping[str, Any], weights: PathLike) -> None
 
 
 def only_held_out(source: str, root: PathLike | None = None, image_size: Sequence[int] | None = None,
-                  skip_bad: bool = False) -> ImageSet:
-    """The test images of a source alone: of CIFAR-10, which has five times as many to train on, only they are decoded."""
+                  skip_bad: bool = False, whole: bool = False) -> ImageSet:
+    """The test images of a source alone: of CIFAR-10, which has five times as many to train on, only they are decoded.
+
+    whole: of a folder all images, for a model that has been trained on none of them.
+    """
+    if source not in NAMES:
+        return data.judged_images(_folder(source, root), _pair(image_size), whole=whole, skip_bad=skip_bad)
+    if whole:
+        raise ValueError(f"all images (--all) are for a folder; {source} has test images of its own")
     if source == "cifar10" and root is not None and image_size is None:
         return data.cifar10(root, parts=["test"])[0]
     return read_data(source, root, image_size, skip_bad)[1]
 
 
-def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None) -> ImageSet:
-    """The images that a run held out, or the test images of another source with the same classes.
+def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None, whole: bool = False) -> ImageSet:
+    """The images that a run held out, or the test images of another source with the same classes; whole: all of a folder.
 
     Warns where the run's own source has changed since: what is held out now may have been trained on.
     """
     own, source, root = source is None, source or about["data"], root or about["root"]
     size = None if source in NAMES else about["image_size"]
-    decode = about.get("decode") if own else None
-    train_set, test_set = _data_of({**about, "data": source, "root": root, "image_size": size, "decode": decode})
+    if own:
+        train_set, test_set = _data_of({**about, "root": root})
+    else:
+        test_set = only_held_out(source, root, size, about.get("skip_bad", False), whole)
+        test_set = fitted(test_set, about["in_shape"]) if "start" in about else test_set
     if own and fingerprint(train_set, test_set) != about["fingerprint"]:
         warnings.warn(f"the images of {source} have changed since the run began: some of the {len(test_set)} held out now may "
                       "have been trained on then", RuntimeWarning, stacklevel=2)
@@ -737,11 +756,20 @@ def read_data(source: str, root: PathLike | None = None, image_size: Sequence[in
         if decode == "ahead":
             raise ValueError(f'decode="ahead" is for a folder of images; those of {source} are decoded once, into memory')
         return data.load(source, root)
+    return data.image_folder(_folder(source, root), _pair(image_size), skip_bad=skip_bad, decode=decode)
+
+
+def _pair(size: Sequence[int] | None) -> tuple[int, int] | None:
+    return None if size is None else (size[0], size[1])
+
+
+def _folder(source: str, root: PathLike | None) -> Path:
+    """Where a folder of images is, or an archive of one. DataError where nothing is."""
     path = Path(root or "", source)
     if not path.exists():
         raise DataError(f"no data set {source!r}: known are {', '.join(NAMES)}, and any folder of images, but {path} does not exist"
                         f"{_meant(source, NAMES)}")
-    return data.image_folder(path, None if image_size is None else (image_size[0], image_size[1]), skip_bad=skip_bad, decode=decode)
+    return path
 
 
 def _data_of(about: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:

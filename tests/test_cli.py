@@ -158,6 +158,26 @@ def test_a_runs_model_says_of_itself_what_the_command_does_not(minicnn, here, tr
     assert status == 1 and "says that it is of tiny, not of resnet20" in err and not (here / "runs").exists()
 
 
+def test_what_nobody_has_named_is_named_after_cifar10_or_numbered(minicnn, here):
+    Image.new("RGB", (32, 32)).save("black.png")
+    command = ["predict", "black.png", "--model", "resnet20", "--weights", "w.npz", "--top", "20", "--json", "--mean", "0,0,0",
+               "--std", "1,1,1"]
+    for count, expected in ((10, set(mc.data.cifar.CIFAR10_CLASSES)), (11, {str(i) for i in range(11)})):
+        mc.save("w.npz", mc.models.resnet20(count).state_dict())
+        status, out, _ = minicnn(*command)
+        assert status == 0 and {c["class"] for c in json.loads(out)[0]["classes"]} == expected
+    (here / "two.txt").write_text("cat\ndog\n")
+    status, _, err = minicnn(*command, "--classes", "two.txt")
+    assert (status, err) == (1, "minicnn: error: two.txt names 2 classes, but w.npz knows 11\n")
+
+
+def test_the_first_answer_does_not_wait_for_the_last_image(minicnn, here, trained):
+    Image.new("L", (8, 8)).save("black.png")
+    (here / "bad.png").write_bytes(b"meow")
+    status, out, err = minicnn("predict", "black.png", "bad.png", "--run", trained / "runs" / "digits-tiny-1")
+    assert status == 1 and out.startswith("black.png\n  ") and "bad.png: not an image" in err
+
+
 @pytest.mark.filterwarnings("always::RuntimeWarning")
 def test_classes_are_counted_in_the_last_layer_wherever_it_stands(minicnn, here):
     """A .safetensors file, among others, does not keep the model's order."""
@@ -236,6 +256,10 @@ def test_a_folder_of_images(minicnn, here):
     os.rename("pets", "beasts")
     status, _, err = minicnn("eval")
     assert status == 1 and "pets" in err
+    status, out, _ = minicnn("eval", "--data", "beasts", "--all", "--json")
+    assert status == 0 and json.loads(out)["total"] == 10 and json.loads(out)["data"] == "beasts"
+    assert "the run was trained on most of its own" in minicnn("eval", "--all")[2]
+    assert "digits has test images of its own" in minicnn("eval", "--data", "digits", "--all")[2]
     status, out, _ = minicnn("eval", "--data", "beasts")
     assert status == 0 and "(2 of 2)" in out or "(1 of 2)" in out or "(0 of 2)" in out
     assert re.match(r"beasts/cat/0.png\n  (cat|dog)  ", minicnn("predict", "beasts/cat/0.png")[1])
@@ -268,6 +292,8 @@ def test_weights_from_elsewhere_on_pictures_of_any_size(minicnn, here):
     assert "with --image-size H,W" in minicnn(*command, "--skip-bad")[2]
     status, out, err = minicnn(*command, "--skip-bad", "--image-size", "32,32")
     assert status == 0 and json.loads(out)["total"] == 7 and "1 of 14 image files cannot be read" in err
+    status, out, err = minicnn(*command, "--skip-bad", "--image-size", "32,32", "--all")
+    assert status == 0 and json.loads(out)["total"] == 13
     status, _, err = minicnn("eval", "--image-size", "32,32")
     assert status == 2 and "a run knows its own" in err
 

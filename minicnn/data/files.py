@@ -19,6 +19,9 @@ DEEPEST = 4
 class DataError(ValueError):
     """A data file or folder is missing, damaged, or not what it should be. One line: which, what is wrong, the cure."""
 
+    def __init__(self, message: str) -> None:       # a file's name may hold anything, line breaks too
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
 
 @contextmanager
 def reading(source: Path | str) -> Iterator[None]:
