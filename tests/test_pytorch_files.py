@@ -386,7 +386,7 @@ def test_mutated_files(tmp_path, monkeypatch, suffix):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix, seed", [*((".pth", seed) for seed in range(1, 11)),
-                                          *((suffix, seed) for suffix in (".npz", ".safetensors") for seed in range(1, 5))])
+                                          *((suffix, seed) for suffix in (".npz", ".safetensors") for seed in range(1, 6))])
 def test_two_hundred_thousand_mutated_files(tmp_path, monkeypatch, suffix, seed):
     fuzz(suffix, 10_000, seed, tmp_path, monkeypatch)
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -124,6 +125,18 @@ def test_a_large_file_is_mapped(tmp_path, suffix):
     found = subprocess.run([sys.executable, "-c", MAPPED, large, small], capture_output=True, text=True, check=True).stdout.split()
     assert found[1:] == [str(archives.LARGE), str(archives.LARGE // 4), "True", "False"]
     assert int(found[0]) < archives.LARGE // 8
+
+
+def test_a_small_file_is_read_once(tmp_path, suffix):
+    path = tmp_path / f"state{suffix}"
+    mc.save(path, {"a": np.ones(1 << 20)})
+    mc.load(path)
+    tracemalloc.start()
+    try:
+        mc.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("save", [mc.save, lambda path, state: np.savez(path, **state)], ids=["ours", "NumPy's"])
@@ -361,6 +374,18 @@ def test_many_zeros_in_a_small_file_take_no_memory(tmp_path, monkeypatch):
             mc.load(path)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_what_would_be_unpacked_must_lie_in_the_file(tmp_path):
+    """Or else an entry could claim a length from which deflate might make anything."""
+    path = tmp_path / "state.npz"
+    np.savez_compressed(path, a=np.zeros(1000))
+    with zipfile.ZipFile(path) as archive:
+        size, entry = path.stat().st_size, archive.getinfo("a.npy")
+        assert archives.entries(archive, size) == {"a.npy": entry}
+        entry.compress_size, entry.file_size = 1 << 20, 1 << 29
+        with pytest.raises(ValueError, match="a.npy is cut short"):
+            archives.entries(archive, size)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
