@@ -26,6 +26,7 @@ import numpy as np
 
 import minicnn
 from minicnn import backend, data, export, models, train
+from minicnn.layers import MisfitError
 from minicnn.testing import table
 
 LEFT_OUT = {"tqdm": "no progress bar", "matplotlib": "no pictures"}       # where these libraries are missing
@@ -177,16 +178,21 @@ class Progress:
 
 def _eval(run: str | None = None, weights: str | None = None, source: str | None = None, root: str | None = None,
           model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
-          batch_size: int = 256, device: str = "auto", as_json: bool = False) -> None:
+          image_size: tuple[int, ...] | None = None, skip_bad: bool = False, whole: bool = False, batch_size: int = 256,
+          device: str = "auto", as_json: bool = False) -> None:
     normalize = _normalize(mean, std)
+    if model is None and (image_size is not None or skip_bad):
+        raise UsageError("--image-size and --skip-bad are for weights from elsewhere, with --model; a run knows its own")
+    if whole and source is None:
+        raise UsageError("--all is for the images of another folder, which --data names: the run was trained on most of its own")
     if model is not None:
         if run is not None or weights is None or source is None:
             raise UsageError("--model is for weights from elsewhere: it takes --weights FILE and --data DATA, and no --run")
-        test_set = train.only_held_out(source, root)
+        test_set = train.only_held_out(source, root, image_size, skip_bad, whole)
         trained = train.load_published(model, weights, test_set.classes, test_set.images.shape[1:], normalize, device)
     else:
         trained = train.load_trained(run, weights, device, normalize)
-        test_set = train.held_out(trained.about, source, root)
+        test_set = train.held_out(trained.about, source, root, whole)
     found = train.evaluate(trained.model, test_set, trained.normalize, batch_size)
     if as_json:
         print(json.dumps({"model": trained.about["model"], "weights": str(trained.path), "data": test_set.name, "loss": found.loss,
@@ -204,21 +210,21 @@ def _normalize(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) ->
 
 def _predict(images: list[str], top: int = 5, as_json: bool = False, **which: Any) -> None:
     trained = _model(**which)
-    pixels = [data.read_image(path, trained.about["in_shape"]) for path in images]      # all, before any is answered
     answers = []
-    for path, image in zip(images, pixels, strict=True):
+    for path in images:                                     # one by one: there may be many, and the first answers are of use
+        image = data.read_image(path, trained.about["in_shape"])
         probabilities = train.predict(trained.model, image[None], trained.normalize)[0]
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        answers.append((path, [(trained.classes[i], float(probabilities[i])) for i in best]))
-    if as_json:
-        print(json.dumps([{"image": path, "classes": [{"class": name, "probability": p} for name, p in likeliest]}
-                          for path, likeliest in answers]))
-        return
-    for path, likeliest in answers:
+        likeliest = [(trained.classes[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
+        if as_json:
+            answers.append({"image": path, "classes": [{"class": name, "probability": p} for name, p in likeliest]})
+            continue
         width = max(len(name) for name, _ in likeliest)
         print(path)
         for name, p in likeliest:
             print(f"  {name:{width}}  {100 * p:6.2f} %  {_bar(p)}".rstrip())
+        sys.stdout.flush()
+    if as_json:
+        print(json.dumps(answers))
 
 
 def _export(onnx: str, **which: Any) -> None:
@@ -240,7 +246,10 @@ def _model(run: str | None = None, weights: str | None = None, model: str | None
     if model is not None:
         if run is not None or weights is None:
             raise UsageError("--model is for weights from elsewhere: it takes --weights FILE, and no --run")
-        return train.load_published(model, weights, names, in_shape, normalize, device)
+        trained = train.load_published(model, weights, None, in_shape, normalize, device)
+        if names is not None and len(names) != len(trained.classes):
+            raise ValueError(f"{classes} names {len(names)} classes, but {trained.path} knows {len(trained.classes)}")
+        return trained if names is None else trained._replace(about={**trained.about, "classes": names})
     if names is not None or in_shape is not None:
         raise UsageError("--classes and --in-shape are for weights from elsewhere, with --model; a run knows its own")
     return train.load_trained(run, weights, device, normalize)
@@ -436,6 +445,11 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_use(add)
     add("--data", dest="source", metavar="DATA", help="other images with the same classes: the name of a data set, or a folder")
     add("--root", metavar="FOLDER", help="where the files of a data set lie, but for the digits")
+    add("--all", dest="whole", action="store_true", default=argparse.SUPPRESS, help="judge by all images of a folder, for a "
+        "model that was trained on none of them; by default by test/ or val/, or by a fifth where it is not divided")
+    add("--image-size", type=_sizes("H,W"), metavar="H,W", help="with --model: resize and crop the images of a folder")
+    add("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="with --model: leave out files of a folder that are no "
+        "images or damaged, and say which")
     add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
@@ -577,7 +591,8 @@ def _add_which(add: Callable[..., Any]) -> None:
 
 def _add_elsewhere(add: Callable[..., Any]) -> None:
     """What weights from elsewhere do not say of themselves."""
-    add("--classes", metavar="FILE", help="with --model: the names of its classes, one a line; by default they are numbered")
+    add("--classes", metavar="FILE", help="with --model: the names of its classes, one a line; by default CIFAR-10's, where "
+        "the model is made for that and has ten, else they are numbered")
     add("--in-shape", type=_sizes("C,H,W"), metavar="C,H,W", help="with --model: what images are made to be; by default what the "
         "model is made for")
 
@@ -665,7 +680,8 @@ def _in_words(error: Exception) -> str:
         return f"out of memory{f' ({error})' if str(error) else ''}; a smaller --batch-size takes less"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    words = f"the state does not fit the model. {error.report.words(most=3)}" if isinstance(error, MisfitError) else str(error)
+    return " ".join(words.split()) or type(error).__name__
 
 
 def _device(about: dict[str, Any]) -> str:

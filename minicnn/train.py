@@ -34,6 +34,7 @@ from minicnn.accelerator import Captured, told_when_full, uploaded_ahead
 from minicnn.autograd import no_grad
 from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
+from minicnn.data.cifar import CIFAR10_CLASSES, SHAPE
 from minicnn.data.loading import NAMES
 from minicnn.kernels.precision import PRECISIONS, precision
 from minicnn.layers import BatchNorm2d, Dropout, Sequential
@@ -179,6 +180,7 @@ class Trainer:
                              "of the two out")
         self.model, self.train_set, self.test_set, self.config = model, train_set, test_set, config
         self.normalize = normalize or normalization_of(train_set)
+        _check_channels(self.normalize, model)
         self.optimizer = optim.SGD(self._groups(), config.lr, config.momentum, config.weight_decay, config.momentum > 0)
         self.scaler = optim.GradScaler() if config.precision == "fp16" else None
         self.drop_last = len(train_set) >= config.batch_size
@@ -471,6 +473,12 @@ def _check_fits(model: Sequential, dataset: ImageSet) -> None:
                          f"{model.out_shape}: build it with in_shape={image} and num_classes={classes}")
 
 
+def _check_channels(normalize: Normalize, model: Sequential) -> None:
+    channels = (model.in_shape or (0,))[0]
+    if len(normalize.mean) != channels:
+        raise ValueError(f"mean and std have a number for each of {len(normalize.mean)} channels, but the model reads {channels}")
+
+
 # ---------------------------------------------------------------- a run and its folder
 class Trained(NamedTuple):
     """A model with what is needed to use it. `about` is what config.json says."""
@@ -561,8 +569,10 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
         normalize = Normalize(*published.pixels_of(model))
     if start is not None and model is not None:
         start = published.find(model, start)
-    body = load(start) if start is not None else {}
+    body = _load_named(start) if start is not None else {}
     before = _parse_about(str(body["about"]), start or "") if "about" in body else {}
+    if model is not None:
+        _check_model(model, before, start or "")
     model = before.get("model", model)
     if body and model is None:
         raise ValueError(f"{start} does not say what model it is of: name it, too (--model MODEL)")
@@ -668,62 +678,107 @@ def load_trained(folder: PathLike | None = None, weights: PathLike | None = None
         if _read_about(folder) and not weights.exists():
             raise FileNotFoundError(f"{folder} has no model yet, since its first epoch is not over; go on with "
                                     f"`minicnn train --resume {folder}`")
-    state = load(weights)
+    state = _load_named(weights)
     if folder is None and "about" not in state:
-        raise ValueError(f"{weights} holds weights alone: name the run whose model they are for, too (--run FOLDER)")
+        raise ValueError(f"{weights} holds weights alone: name the run whose model they are for, too (--run FOLDER), or the model "
+                         "(--model MODEL)")
     about = _read_about(Path(folder)) if folder is not None else _parse_about(str(state["about"]), weights)
     model = _build({**about, "device": resolve_device(device)})
     model.load_state_dict(state)
-    return Trained(Path(weights), model, normalize or Normalize.from_dict(about["normalize"]), about)
+    normalize = normalize or Normalize.from_dict(about["normalize"])
+    _check_channels(normalize, model)
+    return Trained(Path(weights), model, normalize, about)
+
+
+def _load_named(weights: PathLike) -> dict[str, Any]:
+    """What is in a file. ValueError for weights that are found by the name of their model, where that is not said."""
+    if str(weights) in published.PUBLISHED or "://" in str(weights):
+        raise ValueError(f"{weights} does not say what model it is of: name it, too (--model MODEL)")
+    return published.read(weights)
 
 
 def load_published(model: str, weights: PathLike, classes: Sequence[str] | None = None, in_shape: Sequence[int] | None = None,
                    normalize: Normalize | None = None, device: str = "auto") -> Trained:
     """A model with weights from elsewhere, built by its name.
 
-    weights: a file, its address, or "imagenet", as for the model functions.
-    classes: their names; by default numbers, as many as the last array of the weights has.
+    weights: a file, its address, or "imagenet", as for the model functions. What is not said beside it, a model.npz of a run says.
+    classes: their names; by default those of CIFAR-10 for ten classes of a model that is made for it, else numbers, as many as the
+    last layer of the weights has.
     in_shape: of the images; by default what the model is made for.
     normalize: what was done to the pixels that it was trained on. Nobody but its makers knows; by default they are only divided by
     255, and a warning says so.
     """
     if model not in models.names():
         models.build(model)                     # says so, before a file is read
-    shape = tuple(in_shape or models.default_in_shape(model))
     if str(weights) == "imagenet" and normalize is None:
         normalize = Normalize(*published.pixels_of(model))
     weights = published.find(model, weights)
-    state, form = published.of_model(model, load(weights))
-    if classes is None:
-        last = list(state.values())[-1:]
-        if not last or not np.ndim(last[0]):
-            raise WeightsError(f"{weights} ends in no weights of a last layer, so it does not say how many classes it knows")
-        classes = [str(i) for i in range(len(last[0]))]
+    checkpoint = published.read(weights)
+    said = _parse_about(str(checkpoint["about"]), weights) if "about" in checkpoint else {}
+    _check_model(model, said, weights)
+    state, form = published.of_model(model, checkpoint)
+    form = said.get("model_options", form)
+    shape = tuple(in_shape or said.get("in_shape") or models.default_in_shape(model))
+    if classes is None and not said:
+        last = list(models.build(model, in_shape=shape, **form).state_dict())[-1]      # a file may hold them in another order
+        if last not in state or not np.ndim(state[last]):
+            raise WeightsError(f"{weights} has no {last} of {model}'s last layer, so it does not say how many classes it knows")
+        classes = _class_names(model, shape, len(state[last]))
+    classes = said["classes"] if classes is None else list(classes)
+    if normalize is None and said:
+        normalize = Normalize.from_dict(said["normalize"])
     if normalize is None:
         warnings.warn("the pixels are divided by 255 and nothing else; if the weights were trained on normalised images, say how, "
                       "with --mean and --std (in Python, normalize=Normalize(mean, std))", RuntimeWarning, stacklevel=2)
         normalize = Normalize((0.0,) * shape[0], (1.0,) * shape[0])
-    about = {"model": model, "num_classes": len(classes), "in_shape": list(shape), "classes": list(classes), "dtype": "float32",
+    about = {"model": model, "num_classes": len(classes), "in_shape": list(shape), "classes": classes, "dtype": "float32",
              "device": resolve_device(device), "training": {"seed": 0}, "model_options": form}
     built = _build(about)
     built.load_state_dict(state)
+    _check_channels(normalize, built)
     return Trained(Path(weights), built, normalize, about)
 
 
-def only_held_out(source: str, root: PathLike | None = None) -> ImageSet:
-    """The test images of a source alone: of CIFAR-10, which has five times as many to train on, only they are decoded."""
-    return data.cifar10(root, parts=["test"])[0] if source == "cifar10" and root is not None else read_data(source, root)[1]
+def _class_names(model: str, shape: tuple[int, ...], count: int) -> list[str]:
+    """What so many classes are called that nobody has named: those of a model for CIFAR-10 are most likely that; else by number."""
+    if count == len(CIFAR10_CLASSES) and shape == models.default_in_shape(model) == SHAPE:
+        return [*CIFAR10_CLASSES]
+    return [str(i) for i in range(count)]
 
 
-def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None) -> ImageSet:
-    """The images that a run held out, or the test images of another source with the same classes.
+def _check_model(model: str, said: Mapping[str, Any], weights: PathLike) -> None:
+    """ValueError where a run's file says that it is of another model."""
+    if said and said["model"] != model:
+        raise ValueError(f"{weights} says that it is of {said['model']}, not of {model}: leave the model's name out")
+
+
+def only_held_out(source: str, root: PathLike | None = None, image_size: Sequence[int] | None = None,
+                  skip_bad: bool = False, whole: bool = False) -> ImageSet:
+    """The test images of a source alone: of CIFAR-10, which has five times as many to train on, only they are decoded.
+
+    whole: of a folder all images, for a model that has been trained on none of them.
+    """
+    if source not in NAMES:
+        return data.judged_images(_folder(source, root), _pair(image_size), whole=whole, skip_bad=skip_bad)
+    if whole:
+        raise ValueError(f"all images (--all) are for a folder; {source} has test images of its own")
+    if source == "cifar10" and root is not None and image_size is None:
+        return data.cifar10(root, parts=["test"])[0]
+    return read_data(source, root, image_size, skip_bad)[1]
+
+
+def held_out(about: Mapping[str, Any], source: str | None = None, root: PathLike | None = None, whole: bool = False) -> ImageSet:
+    """The images that a run held out, or the test images of another source with the same classes; whole: all of a folder.
 
     Warns where the run's own source has changed since: what is held out now may have been trained on.
     """
     own, source, root = source is None, source or about["data"], root or about["root"]
     size = None if source in NAMES else about["image_size"]
-    decode = about.get("decode") if own else None
-    train_set, test_set = _data_of({**about, "data": source, "root": root, "image_size": size, "decode": decode})
+    if own:
+        train_set, test_set = _data_of({**about, "root": root})
+    else:
+        test_set = only_held_out(source, root, size, about.get("skip_bad", False), whole)
+        test_set = fitted(test_set, about["in_shape"]) if "start" in about else test_set
     if own and fingerprint(train_set, test_set) != about["fingerprint"]:
         warnings.warn(f"the images of {source} have changed since the run began: some of the {len(test_set)} held out now may "
                       "have been trained on then", RuntimeWarning, stacklevel=2)
@@ -747,11 +802,20 @@ def read_data(source: str, root: PathLike | None = None, image_size: Sequence[in
         if decode == "ahead":
             raise ValueError(f'decode="ahead" is for a folder of images; those of {source} are decoded once, into memory')
         return data.load(source, root)
+    return data.image_folder(_folder(source, root), _pair(image_size), skip_bad=skip_bad, decode=decode)
+
+
+def _pair(size: Sequence[int] | None) -> tuple[int, int] | None:
+    return None if size is None else (size[0], size[1])
+
+
+def _folder(source: str, root: PathLike | None) -> Path:
+    """Where a folder of images is, or an archive of one. DataError where nothing is."""
     path = Path(root or "", source)
     if not path.exists():
         raise DataError(f"no data set {source!r}: known are {', '.join(NAMES)}, and any folder of images, but {path} does not exist"
                         f"{_meant(source, NAMES)}")
-    return data.image_folder(path, None if image_size is None else (image_size[0], image_size[1]), skip_bad=skip_bad, decode=decode)
+    return path
 
 
 def _data_of(about: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:

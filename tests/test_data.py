@@ -202,6 +202,10 @@ def test_mnist_says_what_is_wrong_with_its_files(tmp_path):
     images.write_bytes(struct.pack(">4i", 0x803, -1, -1, -1))
     with one_line_about(images, "promises"):
         data.mnist(tmp_path)
+    images.write_bytes(idx(np.zeros((0, 3, 2))))
+    labels.write_bytes(idx(np.zeros(0)))
+    with one_line_about(images, "holds no image"):
+        data.mnist(tmp_path)
 
 
 def test_mnist_names_a_gzip_file_that_is_cut_short_flipped_or_none(tmp_path):
@@ -276,6 +280,54 @@ def test_a_divided_folder_is_taken_as_it_is(tmp_path):
     assert test.images[:, 0, 0, 0].tolist() == [77] and test.name.endswith("test")
 
 
+def test_what_a_trained_model_is_judged_by(tmp_path):
+    """What image_folder holds out, a half that is alone, and all there is if one says so."""
+    def values(folder, **options):
+        found = data.judged_images(folder, **options)
+        assert found.classes == ("cat", "dog") and np.array_equal(found.labels, found.images[:, 0, 0, 0] > 100)
+        return sorted(found.images[:, 0, 0, 0].tolist()), found.name
+
+    folder = write(tmp_path / "pets", two_classes())
+    everything = [*range(10, 20), *range(110, 120)]
+    _, test = data.image_folder(folder)
+    assert values(folder) == (sorted(test.images[:, 0, 0, 0].tolist()), test.name)
+    assert values(folder, whole=True) == (everything, "pets")
+    for half in ("test", "val"):
+        alone = write(tmp_path / half, two_classes(4, f"{half}/"))
+        assert values(alone) == ([10, 11, 12, 13, 110, 111, 112, 113], f"{half} {half}")
+        with one_line_about(f"has {half} alone"):
+            data.image_folder(alone)
+    both = write(tmp_path / "both", {**two_classes(2, "train/"), "val/cat/9.png": plain(77), "val/dog/9.png": plain(177)})
+    assert values(both) == ([77, 177], "both val") and values(both, whole=True)[0] == [10, 11, 77, 110, 111, 177]
+    assert values(write(both, {"test/cat/9.png": plain(88), "test/dog/9.png": plain(188)})) == ([88, 188], "both test")
+    single = write(tmp_path / "single", {"cat/0.png": plain(1), "dog/0.png": plain(200)})
+    assert values(single, whole=True)[0] == [1, 200]
+    with one_line_about("train/ alone", "--all"):
+        data.judged_images(write(tmp_path / "half", two_classes(2, "train/")))
+    with one_line_about("beside folders named"):
+        data.judged_images(write(both, {"cat/0.png": plain(1)}), whole=True)
+
+
+def test_a_picture_is_turned_as_its_camera_was_held(tmp_path):
+    pixels = RNG.integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    for orientation, turned in [(1, pixels), (3, pixels[::-1, ::-1]), (6, np.rot90(pixels, -1)), (8, np.rot90(pixels))]:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+        height, width = turned.shape[:2]
+        np.testing.assert_array_equal(data.read_image(tmp_path / "a.png", (3, height, width)), turned.transpose(2, 0, 1))
+        Image.fromarray(pixels).save(tmp_path / "a.webp", exif=exif, lossless=True)
+        folder = write(tmp_path / "pets", {f"{label}/{i}.webp": (tmp_path / "a.webp").read_bytes() for label in "ab" for i in "01"})
+        assert data.image_folder(folder)[0].images.shape[2:] == (height, width)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xffnothing")
+    np.testing.assert_array_equal(data.read_image(tmp_path / "a.png", (3, 4, 6)), pixels.transpose(2, 0, 1))
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(tmp_path):
+    with one_line_about("a\\nb.png", "not an image"):
+        data.image_folder(write(tmp_path, {"cat/a\nb.png": b"meow"}))
+
+
 @pytest.mark.parametrize("name", ["pets.tar", "pets.tar.gz", "pets.tar.bz2", "pets.tar.xz"])
 @pytest.mark.parametrize("above", ["", "./", "pets/"])
 def test_an_archive_is_read_like_the_folder_it_was_made_of(tmp_path, name, above):
@@ -309,7 +361,7 @@ def test_images_are_grey_only_if_all_are(tmp_path):
 def test_differing_sizes_are_refused_or_brought_to_one_size(tmp_path):
     files = {**two_classes(2), "dog/wide.png": plain(30, 4, 6)}
     root = write(tmp_path, files)
-    with one_line_about("wide.png is 4 x 6", "000.png is 4 x 4", "size=(height, width)"):
+    with one_line_about("wide.png is 4 x 6", "000.png is 4 x 4", "size=(H, W)"):
         data.image_folder(root)
     train, test = data.image_folder(root, size=(2, 3))
     assert train.images.shape[1:] == test.images.shape[1:] == (3, 2, 3)
@@ -394,6 +446,17 @@ def test_an_archive_entry_that_is_no_file_is_refused(tmp_path, kind):
         archive.addfile(link)
     with one_line_about("link.png", "plain files"):
         data.image_folder(path)
+
+
+def test_an_archive_entry_with_holes_is_refused(tmp_path):
+    """A header of GNU tar that says: a file of 8 GiB, and no byte of it is kept."""
+    header = bytearray(tarfile.TarInfo("cat/holes.png").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[386:398], header[398:410], header[483:495] = b"S", *[b"%011o\0" % n for n in (0, 0, 8**11 - 1)]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "holes.tar").write_bytes(header + bytes(1024))
+    with one_line_about("holes.png", "a file with holes"):
+        data.image_folder(tmp_path / "holes.tar")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])

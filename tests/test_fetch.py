@@ -228,9 +228,24 @@ def test_another_folder_can_be_named(site, cache, tmp_path):
 
 def test_a_file_put_there_by_hand_is_taken(site, cache):
     cache.mkdir()
-    (cache / NAME).write_bytes(b"by hand")
-    assert fetch(site.url()).read_bytes() == b"by hand"
+    (cache / NAME).write_bytes(CONTENT)
+    assert fetch(site.url()).read_bytes() == CONTENT
     assert not site.requests
+
+
+def test_a_file_that_is_damaged_where_it_lies_is_told(site, cache):
+    path = good(cache, site)
+    path.write_bytes(flipped(CONTENT))
+    with pytest.raises(FetchError, match=rf"{NAME} has the SHA-256 .* its name says {NAME[5:13]}: .*delete it, and it is"):
+        fetch(site.url())
+    path.unlink()
+    good(cache, site)
+    unnamed = fetch(site.url("model.npz"))                  # of a name without a hash nobody knows until it is read
+    unnamed.write_bytes(b"milk, eggs")
+    url = site.url("model.npz")
+    for use in (lambda: models.resnet20(weights=url), lambda: train.load_published("resnet20", url)):
+        with pytest.raises(mc.weights.WeightsError, match=rf"is damaged or not .* delete {unnamed}, and it is fetched again"):
+            use()
 
 
 def test_names_without_a_hash_are_kept_apart_by_their_address(site, cache):
@@ -455,6 +470,15 @@ def test_without_a_length_the_hash_sees_the_cut(site, cache):
     site.files[f"/{NAME}"] = CONTENT[:-1]
     site.plan = [unmeasured]
     fails("its name says", site.url(), cache)
+
+
+def test_a_hash_may_have_capital_letters(site, cache):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    size = next(n for n in range(8, 65) if re.search("[a-f]", digest[:n]))
+    name = f"tiny-{digest[:size].upper()}.npz"
+    site.files |= {f"/{name}": CONTENT, "/tiny-ABCDEF012345.npz": CONTENT}
+    assert fetch(site.url(name)) == cache / name
+    fails("its name says abcdef012345", site.url("tiny-ABCDEF012345.npz"), cache)
 
 
 def test_the_whole_hash_may_stand_in_the_name(site, cache):

@@ -17,7 +17,9 @@ from minicnn.layers import (
     GlobalAvgPool2d,
     Layer,
     Linear,
+    LoadReport,
     MaxPool2d,
+    MisfitError,
     ReLU,
     Residual,
     Sequential,
@@ -723,7 +725,9 @@ def test_loading_that_is_not_strict_takes_what_fits_and_reports_the_rest():
 def test_checkpoints_of_elsewhere_are_unwrapped():
     source = small_model(seed=1).state_dict()
     for wrapped in ({f"module.{name}": a for name, a in source.items()}, {"state_dict": source, "epoch": 3},
-                    {"state_dict": {f"module.{name}": a for name, a in source.items()}}):
+                    {"state_dict": {f"module.{name}": a for name, a in source.items()}},
+                    {f"module.module.{name}": a for name, a in source.items()},
+                    {"model": {"state_dict": {f"module.{name}": a for name, a in source.items()}, "epoch": 3}, "args": None}):
         model = small_model()
         model.load_state_dict(wrapped)
         assert not moved(source, model.state_dict())
@@ -743,9 +747,19 @@ def test_a_state_takes_numbers_lists_and_tensors_or_changes_nothing():
     np.testing.assert_array_equal(model.state_dict()["0.weight"], [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_array_equal(model.state_dict()["0.bias"], [7, 8])
     before = model.state_dict()
-    with pytest.raises((TypeError, ValueError), match="0.bias"):
-        model.load_state_dict({"0.weight": np.zeros((2, 3)), "0.bias": ["a", "b"]})
+    with pytest.raises(MisfitError, match=r"2 mismatched: 0.weight: a dict given, \(2, 3\) here, 0.bias: a list given"):
+        model.load_state_dict({"0.weight": {"deep": np.zeros((2, 3))}, "0.bias": ["a", "b"]})
+    with pytest.raises(MisfitError, match="1 unexpected: x; 2 mismatched: 0.weight: an array of <U1 given.*0.bias: None given"):
+        model.load_state_dict({"0.weight": np.array("w"), "0.bias": None, "x": None})
+    report = model.load_state_dict({"0.weight": [[1], [2, 3]], "0.bias": [7.0, 8.0]}, strict=False)
+    assert report.mismatched == ["0.weight: a list given, (2, 3) here"]
     assert not moved(before, model.state_dict())
+
+
+def test_a_long_report_can_be_short():
+    report = LoadReport([f"m{i}" for i in range(61)], ["u"], [])
+    assert report.words(most=3) == "61 missing: m0, m1, m2, ... and 58 more; 1 unexpected: u"
+    assert str(report).count(",") == 60 and LoadReport(["a", "b", "c"], [], []).words(most=3) == "3 missing: a, b, c"
 
 
 # ---------------------------------------------------------------- the summary

@@ -525,13 +525,14 @@ def test_held_out_images_that_may_have_been_trained_on_are_told(squares, monkeyp
     monkeypatch.setattr(train, "read_data", lambda *_: (SETS[1], SETS[0]))
     with pytest.warns(RuntimeWarning, match="images of squares have changed since the run began: some of the 46"):
         assert len(train.held_out(about)) == 46
+    monkeypatch.setattr(train, "only_held_out", lambda *_: SETS[0])
     assert len(train.held_out(about, "other")) == 46            # another source is the user's word
 
 
 def test_held_out_images_must_have_the_same_classes(squares, monkeypatch):
     run = begin("run", epochs=1)
     assert len(train.held_out(run.about)) == 20
-    monkeypatch.setattr(train, "read_data", lambda *_: (SETS[0], image_set(9, classes=("ink", "scissors", "paper"))))
+    monkeypatch.setattr(train, "only_held_out", lambda *_: image_set(9, classes=("ink", "scissors", "paper")))
     with pytest.raises(ValueError, match="has the classes ink, scissors, paper, but the model knows ink, paper, scissors"):
         train.held_out(run.about, "other")
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -42,6 +43,9 @@ def assert_equal(a, b):
     for name in a:
         if isinstance(a[name], dict):
             assert_equal(a[name], b[name])
+        elif isinstance(b[name], (list, tuple)):            # as PyTorch's checkpoints have them
+            assert type(a[name]) is type(b[name])
+            assert_equal(dict(enumerate(a[name])), dict(enumerate(b[name])))
         else:
             x, y = np.asarray(a[name]), b[name]
             assert (type(y), x.dtype, x.shape) == (np.ndarray, y.dtype, y.shape), name
@@ -113,15 +117,26 @@ print(own() - before, a.nbytes, int(a.sum()), a.flags.aligned, a.flags.owndata)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="what a process holds is told by Linux alone")
-@pytest.mark.parametrize("kind", [".npz", ".pth"])
-def test_a_large_file_is_mapped(tmp_path, kind):
+def test_a_large_file_is_mapped(tmp_path, suffix):
     """Its numbers take no memory of the process, though those of an .npz are all read, for their checksum."""
-    large, small = tmp_path / f"large{kind}", tmp_path / f"small{kind}"
+    large, small = tmp_path / f"large{suffix}", tmp_path / f"small{suffix}"
     mc.save(large, {"x": np.zeros(3), "a": np.ones(archives.LARGE // 4, np.float32)})
     mc.save(small, {"a": np.ones(1)})
     found = subprocess.run([sys.executable, "-c", MAPPED, large, small], capture_output=True, text=True, check=True).stdout.split()
     assert found[1:] == [str(archives.LARGE), str(archives.LARGE // 4), "True", "False"]
     assert int(found[0]) < archives.LARGE // 8
+
+
+def test_a_small_file_is_read_once(tmp_path, suffix):
+    path = tmp_path / f"state{suffix}"
+    mc.save(path, {"a": np.ones(1 << 20)})
+    mc.load(path)
+    tracemalloc.start()
+    try:
+        mc.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("save", [mc.save, lambda path, state: np.savez(path, **state)], ids=["ours", "NumPy's"])
@@ -140,6 +155,24 @@ def test_a_mapped_npz_is_checked_and_written_to_in_memory_alone(tmp_path, monkey
     path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1:])
     with pytest.raises(WeightsError, match=r"state.npz is damaged.*a.npy is damaged: its checksum is another"):
         mc.load(path)
+
+
+def test_a_mapped_safetensors_is_written_to_in_memory_alone(tmp_path, monkeypatch):
+    library = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+    monkeypatch.setattr(archives, "LARGE", 100)
+    path, state = tmp_path / "state.safetensors", {"a": np.arange(100.0), "b": np.arange(3, dtype=np.uint8), "c": np.zeros((0, 3)),
+                                                   "d": np.ones((2, 1), np.float16), "e": np.array(7), "f": np.array([True, False])}
+    library.save_file(state, path)
+    before, loaded = path.read_bytes(), mc.load(path)
+    assert_equal(state, loaded)
+    assert all(array.flags.aligned for array in loaded.values())
+    loaded["a"] += 1
+    assert path.read_bytes() == before
+    table = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[1,9]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    path.write_bytes(struct.pack("<Q", len(table)) + table + b"\7" + np.array([1, 2], np.float32).tobytes())
+    loaded = mc.load(path)                                              # the format lets arrays begin anywhere
+    assert_equal({"b": np.array([7], np.uint8), "a": np.array([1, 2], np.float32)}, dict(sorted(loaded.items(), reverse=True)))
+    assert loaded["a"].flags.aligned
 
 
 @pytest.mark.parametrize("kind", [".npz", ".pth"])
@@ -168,20 +201,32 @@ def test_names_that_would_not_come_back_are_refused(tmp_path, suffix, state, wor
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", [None, object(), {1, 2}, [object()], 1j, b"bytes", np.array(["a", None]), [[1], [1, 2]], len])
+@pytest.mark.parametrize("state", [{1: np.ones(1)}, {"a": {1: 2}}, {"a": {("b",): 2}}])
+def test_names_are_strings(tmp_path, suffix, state):
+    with pytest.raises(TypeError, match=r"^(1|a/1|a/\('b',\)): names are strings, and this is a (int|tuple): write str\("):
+        mc.save(tmp_path / f"state{suffix}", state)
+    assert not list(tmp_path.iterdir())
+
+
+NEITHER = [None, [[1], [1, 2]], 1 << 70, object(), {1, 2}, [object()], 1j, b"bytes", np.array(["a", None]), len]
+
+
+@pytest.mark.parametrize("value", NEITHER, ids=lambda value: type(value).__name__)
 def test_values_that_are_no_arrays_numbers_or_strings_are_refused(tmp_path, suffix, value):
+    if suffix == ".pth" and any(value is taken for taken in NEITHER[:2]):
+        pytest.skip("PyTorch's checkpoints have None and lists")
     with pytest.raises((TypeError, ValueError), match="^model/x: .*use arrays, numbers and strings"):
         mc.save(tmp_path / f"state{suffix}", {"model": {"x": value}})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("state", [{"classes": ["cat", "dog"]}, {"a": {"b": np.array(["x"])}}, {"format": "of a state's own"},
-                                   {"a": np.ones(2, np.longdouble)}])
+                                   {"minicnn": "too"}, {"a": np.ones(2, np.longdouble)}])
 def test_what_safetensors_cannot_hold_is_refused_and_npz_holds_it(tmp_path, state):
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     if np.longdouble(1).itemsize == 8 and "classes" not in state:
         pytest.skip("no long doubles on this machine")
-    with pytest.raises(ValueError, match=r"^(classes|a/b|format|a): a .safetensors file cannot hold it.*save to .npz"):
+    with pytest.raises(ValueError, match=r"^(classes|a/b|format|minicnn|a): a .safetensors file cannot hold it.*save to .npz"):
         mc.save(tmp_path / "state.safetensors", state)
     assert not list(tmp_path.iterdir())
     mc.save(tmp_path / "state.npz", state)
@@ -290,6 +335,117 @@ def test_an_array_alone_and_clashing_names_are_no_states(tmp_path):
         np.savez(path, **dict.fromkeys(names, np.ones(1)))
         with pytest.raises(WeightsError, match=names[1]):
             mc.load(path)
+
+
+# ---------------------------------------------------------------- archives that mean harm
+def test_what_would_unpack_to_too_much_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "state.npz"
+    state = {"a": np.zeros(300_000), "b": np.zeros(300_000)}
+    np.savez_compressed(path, **state)
+    assert_equal(state, mc.load(path))
+    size = path.stat().st_size
+    monkeypatch.setattr(archives, "UNPACKED_FLOOR", 1 << 20)
+    with pytest.raises(WeightsError, match=rf"state.npz is refused: it would become 4,800,256 bytes .* for {size:,} is 1,048,576"):
+        mc.load(path)
+    monkeypatch.setattr(archives, "DEFLATE_MOST", 2)                   # as if a file claimed more than can be
+    with pytest.raises(WeightsError, match="a.npy claims that .* bytes become .*: deflate cannot do that"):
+        mc.load(path)
+    rng = np.random.default_rng(0)                                      # of numbers that do not compress, any amount
+    state = {"a": rng.random(100_000)}
+    np.savez_compressed(path, **state)
+    assert_equal(state, mc.load(path))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="what a process holds is told by Linux alone")
+def test_many_zeros_in_a_small_file_take_no_memory(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="no limits on memory here")
+    monkeypatch.setattr(archives, "UNPACKED_FLOOR", 1 << 27)
+    path = tmp_path / "state.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, {"descr": "|u1", "fortran_order": False, "shape": (1 << 28,)})
+        for _ in range(1 << 4):
+            entry.write(bytes(1 << 24))
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), limits[1]))
+    try:
+        with pytest.raises(WeightsError, match="is refused"):
+            mc.load(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_what_would_be_unpacked_must_lie_in_the_file(tmp_path):
+    """Or else an entry could claim a length from which deflate might make anything."""
+    path = tmp_path / "state.npz"
+    np.savez_compressed(path, a=np.zeros(1000))
+    with zipfile.ZipFile(path) as archive:
+        size, entry = path.stat().st_size, archive.getinfo("a.npy")
+        assert archives.entries(archive, size) == {"a.npy": entry}
+        entry.compress_size, entry.file_size = 1 << 20, 1 << 29
+        with pytest.raises(ValueError, match="a.npy is cut short"):
+            archives.entries(archive, size)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused(tmp_path, method):
+    path = tmp_path / "state.npz"
+    with zipfile.ZipFile(path, "w", method) as archive, archive.open("a.npy", "w") as entry:
+        np.save(entry, np.zeros(100))
+    with pytest.raises(WeightsError, match=r"is refused: it has an entry a.npy that is compressed in another way"):
+        mc.load(path)
+
+
+@pytest.mark.parametrize("kind", [".npz", ".pth"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_entries_that_stand_twice_are_told(tmp_path, kind):
+    """By name; and by place, so that a small file would become many arrays."""
+    path = tmp_path / f"state{kind}"
+    mc.save(path, {"a": np.ones(3), "b": np.ones(3)})
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    last = [*entries][-1]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(last, entries[last])
+    with pytest.raises(WeightsError, match="two entries have one name"):
+        mc.load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        archive.getinfo(last).header_offset = archive.getinfo([*entries][-2]).header_offset
+    with pytest.raises(WeightsError, match="lies over another"):
+        mc.load(path)
+    if kind == ".npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("a", "a.npy"):
+                archive.writestr(name, entries[last])
+        with pytest.raises(WeightsError, match="two arrays have one name"):
+            mc.load(path)
+
+
+# ---------------------------------------------------------------- what is not the file's fault
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error"), OSError(errno.ENOMEM, "no memory")])
+def test_the_machines_faults_are_not_called_damage(tmp_path, suffix, monkeypatch, error):
+    path = tmp_path / f"state{suffix}"
+    mc.save(path, {"a": 1})
+
+    def broken(file):
+        raise error
+
+    monkeypatch.setattr(archives, "contents", broken)
+    with pytest.raises(type(error)) as caught:
+        mc.load(path)
+    assert caught.value is error
+
+
+def test_texts_that_others_write_beside_their_arrays_are_no_part_of_the_state(tmp_path):
+    library = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+    path = tmp_path / "state.safetensors"
+    library.save_file({"w": np.ones(3)}, path, {"format": "pt", "license": "MIT"})
+    assert_equal({"w": np.ones(3)}, mc.load(path))
+    mc.save(path, {"w": np.ones(3), "license": "MIT"})                  # but of ours they are
+    assert_equal({"w": np.ones(3), "license": "MIT"}, mc.load(path))
 
 
 def test_an_unreadable_file_is_not_called_damaged(tmp_path, suffix, monkeypatch):

@@ -7,7 +7,7 @@ from .augmentation import Normalize, augment, channel_statistics, random_resized
 from .batching import batches, steps_per_epoch
 from .cifar import cifar10, cifar100
 from .files import DataError
-from .folder import image_folder
+from .folder import image_folder, judged_images
 from .handwritten import digits, fashion_mnist, mnist
 from .imageset import ImageSet
 from .loading import load
@@ -27,6 +27,7 @@ __all__ = [
     "fashion_mnist",
     "fitted",
     "image_folder",
+    "judged_images",
     "load",
     "mnist",
     "random_resized_crop",

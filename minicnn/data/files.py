@@ -19,6 +19,9 @@ DEEPEST = 4
 class DataError(ValueError):
     """A data file or folder is missing, damaged, or not what it should be. One line: which, what is wrong, the cure."""
 
+    def __init__(self, message: str) -> None:       # a file's name may hold anything, line breaks too
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
 
 @contextmanager
 def reading(source: Path | str) -> Iterator[None]:
@@ -109,7 +112,9 @@ def _walk_tar(path: Path) -> Iterator[Entry]:
                 continue
             if not member.isreg():
                 raise DataError(f"{where}: this entry is a link or a device; pack the archive again with plain files")
-            again = partial(_read_at, path, member.offset_data, member.size) if plain and not member.issparse() else None
+            if member.issparse():           # a few bytes may stand for as many gigabytes of nothing
+                raise DataError(f"{where}: this entry is a file with holes; pack the archive again, without tar's --sparse")
+            again = partial(_read_at, path, member.offset_data, member.size) if plain else None
             yield Entry(name, where, partial(_read_member, archive, member), again)
 
 

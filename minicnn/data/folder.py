@@ -57,27 +57,76 @@ def image_folder(root: Path | str, size: tuple[int, int] | None = None, *, skip_
     ImportError
         Pillow is not installed.
     """
+    root = Path(root)
+    pictures = _pictures(root, size, skip_bad, decode)
+    halves = {picture.half for picture in pictures}
+    held_out = "test" if "test" in halves else "val"
+    if halves != {None} and not {"train", held_out} <= halves:
+        raise DataError(f"{root}: has {_listed(halves)} alone; add the other half, "
+                        "or name that folder itself to have a fifth of it held out")
+    return _halved(root, pictures)
+
+
+def judged_images(root: Path | str, size: tuple[int, int] | None = None, *, whole: bool = False, skip_bad: bool = False,
+                  decode: str | None = None) -> ImageSet:
+    """The images of a folder, or an archive, that a trained model is judged by: those that `image_folder` holds out; all of test/,
+    or of val/, where there is nothing to train on; and whole: all there are, for a model that has been trained on others.
+
+    The rest is as for `image_folder`.
+    """
+    root = Path(root)
+    pictures = _pictures(root, size, skip_bad, decode)
+    halves = {picture.half for picture in pictures}
+    if not whole and (halves == {None} or "train" in halves and len(halves) > 1):
+        return _halved(root, pictures)[1]
+    if not whole and "train" in halves:
+        raise DataError(f"{root}: has train/ alone, which a model is not judged by; add test/ or val/, or judge it by all images, "
+                        "with --all (in Python, whole=True)")
+    if not whole and "test" in halves:
+        pictures = [p for p in pictures if p.half == "test"]
+    return _whole(root, pictures, " ".join([_name(root), *([] if whole else sorted({p.half for p in pictures if p.half}))]))
+
+
+def _pictures(root: Path, size: tuple[int, int] | None, skip_bad: bool, decode: str | None) -> list[Picture]:
+    """All images of a tree, which is divided into halves or is not."""
     if decode not in (None, "once", "ahead"):
         raise ValueError(f'decode={decode!r} must be "once" or "ahead"')
-    root = Path(root)
     later = decode == "ahead" or decode is None and _bytes_decoded(root, size) > SHARE * _memory()
     pictures = read_tree(root, size=size, skip_bad=skip_bad, later=later)
     halves = {picture.half for picture in pictures}
-    name = root.resolve().name.split(".")[0]
-    if halves == {None}:
-        return hold_out_a_fifth(_undivided(root, pictures, name), str(root))
-    if None in halves:
+    if None in halves and halves != {None}:
         loose = next(p for p in pictures if p.half is None)
         raise DataError(f"{loose.where}: lies beside folders named {_listed(halves)}, not in one; {LAYOUT}")
+    return pictures
+
+
+def _halved(root: Path, pictures: list[Picture]) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of a tree that has both halves, or none."""
+    halves, name = {picture.half for picture in pictures}, _name(root)
+    if halves == {None}:
+        whole = _whole(root, pictures, name)
+        for number, count in enumerate(np.bincount(whole.labels)):
+            if count < 2:
+                raise DataError(f"{root}: class {whole.classes[number]!r} has a single image, and a fifth is to be held out; "
+                                "add images of it, or divide them yourself into train/ and test/")
+        return hold_out_a_fifth(whole, str(root))
     held_out = "test" if "test" in halves else "val"
-    if not {"train", held_out} <= halves:
-        raise DataError(f"{root}: has {_listed(halves)} alone; add the other half, "
-                        "or name that folder itself to have a fifth of it held out")
     classes = sorted({p.label for p in pictures if p.half == "train"})
     pictures = [p for p in pictures if p.half in ("train", held_out)]
     _refuse_empty_classes(root, pictures)
     train, test = divide(pictures, classes, (f"{name} train", f"{name} {held_out}"), ("train", held_out))
     return train, test
+
+
+def _whole(root: Path, pictures: list[Picture], name: str) -> ImageSet:
+    """One set of all of them, whatever halves they lie in."""
+    _refuse_empty_classes(root, pictures)
+    [whole] = divide([p._replace(half=None) for p in pictures], sorted({p.label for p in pictures}), [name], [None])
+    return whole
+
+
+def _name(root: Path) -> str:
+    return root.resolve().name.split(".")[0]
 
 
 def read_tree(source: Path, *, size: tuple[int, int] | None = None, halves: Collection[str] | None = None, skip_bad: bool = False,
@@ -197,17 +246,6 @@ def _place(path: PurePosixPath, where: str) -> tuple[tuple[str, ...], str | None
     if len(above) > 1:
         raise DataError(f"{where}: this image lies too deep; {LAYOUT}")
     return tuple(above), half, label
-
-
-def _undivided(root: Path, pictures: Sequence[Picture], name: str) -> ImageSet:
-    classes = sorted({p.label for p in pictures})
-    _refuse_empty_classes(root, pictures)
-    [whole] = divide(pictures, classes, [name], [None])
-    for number, count in enumerate(np.bincount(whole.labels)):
-        if count < 2:
-            raise DataError(f"{root}: class {classes[number]!r} has a single image, and a fifth is to be held out; "
-                            "add images of it, or divide them yourself into train/ and test/")
-    return whole
 
 
 def _refuse_empty_classes(root: Path, pictures: Sequence[Picture]) -> None:

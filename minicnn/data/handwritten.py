@@ -79,7 +79,10 @@ def _idx_half(root: Path, half: str, name: str, classes: tuple[str, ...]) -> Ima
         there, lacking = (labels, "images-idx3") if images is None else (images, "labels-idx1")
         raise DataError(f"{there}: its companion {half}-{lacking}-ubyte (or .gz) is not beside it; put it there")
     name += " train" if half == "train" else " test"
-    return labelled(read_idx(images, 3)[:, None], read_idx(labels, 1).astype(np.int64), classes, name, labels)
+    found = labelled(read_idx(images, 3)[:, None], read_idx(labels, 1).astype(np.int64), classes, name, labels)
+    if not len(found):                      # an empty half must not pass for one that is not there
+        raise DataError(f"{images}: holds no image; fetch it again")
+    return found
 
 
 def _find_idx(root: Path, half: str, content: str, ndim: int) -> Path | None:

@@ -5,6 +5,7 @@ import io
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +44,8 @@ def read_image(path: Path | str, in_shape: tuple[int, int, int]) -> Images:
 
 def decode(content: bytes, where: str, *, size: tuple[int, int] | None = None, channels: int | None = None) -> Images:
     """The bytes of an image file as (C, H, W): C is 1 for a grey image, else 3, unless `channels` says; H, W as they
-    are unless `size` says. Shrunk or enlarged until it just covers `size`, what sticks out cut off evenly.
+    are unless `size` says. Turned as its EXIF says that the camera was held; shrunk or enlarged until it just covers `size`, what
+    sticks out cut off evenly.
 
     `where` names the image in messages.
     """
@@ -55,6 +57,9 @@ def decode(content: bytes, where: str, *, size: tuple[int, int] | None = None, c
                                 "save it with 8 bits a channel")
             if channels is None:
                 channels = 1 if picture.mode in GREY_MODES else 3
+            picture.load()
+            with suppress(Exception):                       # a damaged note of how the camera was held turns nothing
+                image_ops.exif_transpose(picture, in_place=True)
             picture = picture.convert("L" if channels == 1 else "RGB")
             if size is not None:
                 height, width = size
@@ -144,7 +149,7 @@ def common_channels(pictures: Sequence[Images | InFile], names: Sequence[str]) -
     for picture, name in zip(pictures, names, strict=True):
         if picture.shape[1:] != pictures[0].shape[1:]:
             raise DataError(f"{name} is {_size(picture)}, but {names[0]} is {_size(pictures[0])} (height x width); "
-                            "a set has one size: pass size=(height, width) to resize and centre-crop its images")
+                            "a set has one size: resize and crop its images, with --image-size H,W (in Python, size=(H, W))")
     return max(picture.shape[0] for picture in pictures)
 
 

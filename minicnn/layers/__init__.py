@@ -7,7 +7,7 @@ allocated later than `build`.
 
 A layer has no mode: `layer(x)` is inference, `layer(x, train=True)` is training.
 """
-from minicnn.layers.base import Layer, LoadReport
+from minicnn.layers.base import Layer, LoadReport, MisfitError
 from minicnn.layers.lists import Branches, FusedResidual, Residual, Sequential, fused, fusion
 from minicnn.layers.steps import (
     AdaptiveAvgPool2d, AvgPool2d, BatchNorm2d, Conv2d, Dropout, Flatten, FusedBatchNorm2d, FusedConv2d, GlobalAvgPool2d, Linear,
@@ -17,6 +17,6 @@ from minicnn.layers.summary import Row, Shape, Summary
 
 __all__ = [
     "AdaptiveAvgPool2d", "AvgPool2d", "BatchNorm2d", "Branches", "Conv2d", "Dropout", "Flatten", "FusedBatchNorm2d", "FusedConv2d",
-    "FusedResidual", "GlobalAvgPool2d", "Layer", "Linear", "LoadReport", "MaxPool2d", "ReLU", "Residual", "Row", "Sequential",
-    "Shape", "SimAM", "Summary", "fused", "fusion",
+    "FusedResidual", "GlobalAvgPool2d", "Layer", "Linear", "LoadReport", "MaxPool2d", "MisfitError", "ReLU", "Residual", "Row",
+    "Sequential", "Shape", "SimAM", "Summary", "fused", "fusion",
 ]

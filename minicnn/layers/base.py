@@ -101,20 +101,22 @@ class Layer:
 
         A checkpoint that wraps them ({"state_dict": ...} or "model", names that begin with "module.") is unwrapped. Old files
         lack num_batches_tracked; that is accepted. strict=False loads what fits and reports the rest.
-        Raises ValueError that lists every missing, unexpected and mismatched name, before anything is changed.
+        Raises MisfitError, a ValueError that lists every missing, unexpected and mismatched name, before anything is changed.
         """
         entries = {name: (owner, value) for name, owner, value in self._entries()}
-        given = {name: _on_the_host(name, value) if name in entries else value for name, value in unwrapped(state).items()}
+        given = unwrapped(state)
+        found = {name: _on_the_host(given[name]) for name in entries if name in given}
+        fitting = {name: array for name, array in found.items()
+                   if array is not None and array.shape == tuple(entries[name][1].shape)}
         report = LoadReport(
             missing=[n for n in entries if n not in given and not n.endswith("num_batches_tracked")],
             unexpected=[n for n in given if n not in entries],
-            mismatched=[f"{n}: {given[n].shape} given, {tuple(value.shape)} here"
-                        for n, (_, value) in entries.items() if n in given and given[n].shape != tuple(value.shape)])
+            mismatched=[f"{n}: {_described(given[n], array)} given, {tuple(entries[n][1].shape)} here"
+                        for n, array in found.items() if n not in fitting])
         if strict and any(report):
-            raise ValueError(f"the state does not fit the model. {report}. strict=False loads what fits")
-        for name, (owner, value) in entries.items():
-            if name in given and given[name].shape == tuple(value.shape):
-                owner._set(name.rpartition(".")[2], given[name])
+            raise MisfitError(report)
+        for name, array in fitting.items():
+            entries[name][0]._set(name.rpartition(".")[2], array)
         return report
 
     def freeze(self, parameters: bool = True, statistics: bool = True) -> Self:
@@ -231,27 +233,52 @@ class LoadReport(NamedTuple):
     unexpected: list[str]
     mismatched: list[str]
 
-    def __str__(self) -> str:
+    def words(self, most: int | None = None) -> str:
+        """What does not fit, of each kind so many at most."""
+        def listed(names: list[str]) -> str:
+            left = len(names) - (len(names) if most is None else most)
+            return ", ".join(names[:most]) + (f", ... and {left} more" if left > 0 else "")
+
         found = {name: getattr(self, name) for name in self._fields}
-        return "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names) or "everything fits"
+        return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names) or "everything fits"
+
+    def __str__(self) -> str:
+        return self.words()
+
+
+class MisfitError(ValueError):
+    """A state that does not fit its model; `report` says what of it."""
+
+    def __init__(self, report: LoadReport) -> None:
+        super().__init__(f"the state does not fit the model. {report}. strict=False loads what fits")
+        self.report = report
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")      # under which checkpoints keep a state, beside other things
 
 
 def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a model's state, in a checkpoint that may keep it beside other things; without "module."."""
-    inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), state)
-    if inner and all(name.startswith("module.") for name in inner):
-        return {name.removeprefix("module."): value for name, value in inner.items()}
-    return dict(inner)
+    """The entries of a model's state, in a checkpoint that may keep it beside other things, wrapped again and again."""
+    while (inner := next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), None)) is not None:
+        state = inner
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
 
 
-def _on_the_host(name: str, value: Any) -> np.ndarray[Any, Any]:
-    array = np.asarray(to_numpy(value) if is_array(value) else value.numpy() if isinstance(value, Tensor) else value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"the state's {name} is of {array.dtype}; it must be an array of numbers")
-    return array
+def _on_the_host(value: Any) -> np.ndarray[Any, Any] | None:
+    """The value as an array of numbers, if it is one."""
+    try:
+        array = np.asarray(to_numpy(value) if is_array(value) else value.numpy() if isinstance(value, Tensor) else value)
+    except ValueError:                              # lists of unequal lengths
+        return None
+    return array if array.dtype.kind in "fiub" else None
+
+
+def _described(value: Any, array: np.ndarray[Any, Any] | None) -> str:
+    if array is not None:
+        return f"{array.shape}"
+    return "None" if value is None else f"an array of {value.dtype}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
 
 
 def _floating(dtype: Any) -> np.dtype[Any]:

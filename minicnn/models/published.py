@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from minicnn.layers import Sequential
 from minicnn.layers.base import unwrapped
-from minicnn.weights import SUFFIXES, load
-from minicnn.weights.fetch import fetch, file_name
+from minicnn.weights import SUFFIXES, WeightsError, load
+from minicnn.weights.fetch import cache_folder, fetch, file_name
 
 Weights = str | os.PathLike[str]
 
@@ -71,7 +71,7 @@ def takes_weights(build: Callable[..., Sequential]) -> Model:
     def built(*sizes: Any, weights: Weights | None = None, **options: Any) -> Sequential:
         if weights is None:
             return build(*sizes, **options)
-        state, form = of_model(build.__name__, load(find(build.__name__, weights)))
+        state, form = of_model(build.__name__, read(find(build.__name__, weights)))
         model = build(*sizes, **{**form, **options})
         model.load_state_dict(state)
         return model
@@ -101,6 +101,16 @@ def of_model(model: str, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any],
 def pixels_of(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, deviation) of pixel / 255, a number a channel, that the model's "imagenet" weights expect to have been taken off."""
     return PIXELS.get(model, IMAGENET_PIXELS)
+
+
+def read(path: Weights) -> dict[str, Any]:
+    """`load` of a file that may have been fetched: a damaged one of those is to be deleted, or it would stay so for ever."""
+    try:
+        return load(path)
+    except WeightsError as error:
+        if cache_folder() in Path(path).parents:
+            raise WeightsError(f"{error}; it was fetched: delete {path}, and it is fetched again") from None
+        raise
 
 
 def find(model: str, weights: Weights) -> Path:

@@ -4,12 +4,13 @@
     .safetensors            one flat table that other libraries read too; needs the safetensors library
     .pth, .pt, .th          PyTorch's checkpoints, without PyTorch (pytorch.py)
 
-In the first two a nested dict becomes a flat one whose names are joined with "/". Numbers and strings come back as arrays of no
-dimension. Nothing in a file is ever executed. A file appears whole or not at all: it is written beside its place and moved there.
+In the first two a nested dict becomes a flat one whose names are joined with "/"; the third keeps lists, tuples and None, too.
+Numbers and strings come back as arrays of no dimension. Nothing in a file is ever executed. A file appears whole or not at all: it
+is written beside its place and moved there.
 
-A large file is mapped into memory: the arrays of a .pth and of an .npz are views of it (archives.py), those of a .safetensors are
-copies that its library makes. Of an .npz the checksums are compared all the same, since a run's checkpoints rely on them: so all
-of it is read once, which takes no memory from others.
+A large file is mapped into memory, and its arrays are views of it (archives.py): all that `save` writes. Copies are only those that
+another program has compressed, or put where a number begins at an odd place, and bfloat16. Of an .npz the checksums are compared
+all the same, since a run's checkpoints rely on them: so all of it is read once, which takes no memory from others.
 """
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ import errno
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
 PYTORCH = (".pth", ".pt", ".th")
 SUFFIXES = (".npz", ".safetensors", *PYTORCH)
 LONGEST_HEADER = 1 << 14            # bytes of an .npy before its numbers; NumPy takes no more than 10,000 letters of them
+CHUNK = 1 << 18                     # bytes that are unpacked at a time
+
+# The types of numbers in .safetensors, but for BF16, which NumPy has not.
+SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8",
+               "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "C64": "<c8"}
+MARK = "minicnn"                    # stands in the metadata of a .safetensors whose other metadata are strings of the state
+OWN_WORDS = (MARK, "format")        # which no string of a state can be called there
 
 
 class WeightsError(ValueError):
@@ -40,12 +49,16 @@ class WeightsError(ValueError):
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a nested dict of arrays, numbers and strings; the old file stays until the new one is whole."""
-    suffix, flat = _suffix(path), _flatten(state)
+    """Write a nested dict of arrays, numbers and strings; the old file stays until the new one is whole.
+
+    A PyTorch checkpoint also takes None, lists and tuples, and gives them back; in the other formats a list of numbers is an array.
+    """
+    suffix = _suffix(path)
     if suffix in PYTORCH:
-        atomically(path, lambda temporary: _write_pytorch(temporary, _nested(state, flat)))
+        nested = _nested(state)
+        atomically(path, lambda temporary: _write_pytorch(temporary, nested))
     else:
-        write = {".npz": _write_npz, ".safetensors": _write_safetensors}[suffix]
+        flat, write = _flatten(state), {".npz": _write_npz, ".safetensors": _write_safetensors}[suffix]
         atomically(path, lambda temporary: write(temporary, flat))
 
 
@@ -112,16 +125,37 @@ def _suffix(path: str | os.PathLike[str]) -> str:
     return suffix
 
 
-def _flatten(state: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
+def _flatten(state: Mapping[str, Any], folder: str = "") -> dict[str, np.ndarray[Any, Any]]:
     flat: dict[str, np.ndarray[Any, Any]] = {}
     for name, value in state.items():
-        if "/" in name or not name:
-            raise ValueError(f"{prefix}{name}: a name must not be empty or contain '/', which joins the names of nested dicts")
+        whole = _joined(folder, name)
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}/"))
+            flat.update(_flatten(value, whole))
         else:
-            flat[prefix + name] = _as_array(prefix + name, value)
+            flat[whole] = _as_array(whole, value)
     return flat
+
+
+def _nested(value: Any, name: str = "") -> Any:
+    """The value as it is nested, of dicts, lists, tuples, None and arrays; Python's numbers and strings stay what they are."""
+    if isinstance(value, Mapping):
+        return {part: _nested(item, _joined(name, part)) for part, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_nested(item, name) for item in value)
+    if value is None:
+        return None
+    array = _as_array(name, value)
+    return value if type(value) in (bool, int, float, str) else array
+
+
+def _joined(folder: str, name: Any) -> str:
+    """What an entry of a dict is called from outside, if that is a name that would come back."""
+    whole = f"{folder}/{name}" if folder else f"{name}"
+    if not isinstance(name, str):
+        raise TypeError(f"{whole}: names are strings, and this is a {type(name).__name__}: write str({name!r})")
+    if "/" in name or not name:
+        raise ValueError(f"{whole}: a name must not be empty or contain '/', which joins the names of nested dicts")
+    return whole
 
 
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
@@ -160,89 +194,89 @@ def _write_npz(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
-    try:
-        import zipfile
+    import zipfile
 
-        with open(path, "rb") as file:
-            whole, archive = archives.contents(file), zipfile.ZipFile(file)
-            return {entry.filename.removesuffix(".npy"):
-                    _stored_array(archives.stored(whole, entry)) if entry.compress_type == zipfile.ZIP_STORED
-                    else _compressed_array(archive, entry) for entry in archive.infolist()}
-    except Exception as error:                      # a damaged archive fails in any way it likes
-        raise WeightsError(f"{path} is damaged or not an .npz file ({_one_line(error)}); write it again with minicnn.save"
-                           ) from None
+    with _telling(path, "an .npz file", "; write it again with minicnn.save"), open(path, "rb") as file:
+        whole, archive = archives.contents(file), zipfile.ZipFile(file)
+        entries = archives.entries(archive, len(whole))
+        arrays = {name.removesuffix(".npy"): _array(archives.stored(whole, entry) if entry.compress_type == zipfile.ZIP_STORED
+                                                    else _unpacked(archive, entry)) for name, entry in entries.items()}
+        if len(arrays) < len(entries):
+            raise ValueError("two arrays have one name")
+        return arrays
 
 
-def _stored_array(found: memoryview) -> np.ndarray[Any, Any]:
+def _array(found: memoryview) -> np.ndarray[Any, Any]:
     """The array of an .npy, where it lies; a copy where a number would begin at an odd place, as other programs write them."""
     file = io.BytesIO(found[:LONGEST_HEADER])
     major, _ = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = header(file)
-    numbers = found[file.tell():]
+    return _view(found[file.tell():], shape, dtype, fortran)
+
+
+def _view(numbers: memoryview, shape: Sequence[int], dtype: np.dtype[Any], fortran: bool = False) -> np.ndarray[Any, Any]:
+    """These bytes, all of them, as an array; a copy only where they begin at an odd place."""
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(numbers):
-        raise ValueError(f"an array {shape} of {dtype} in {len(numbers):,} bytes")
-    array = np.ndarray(shape, dtype, numbers, order="F" if fortran else "C")
-    return np.require(array, requirements="A")
+        raise ValueError(f"an array {tuple(shape)} of {dtype} in {len(numbers):,} bytes")
+    return np.require(np.ndarray(shape, dtype, numbers, order="F" if fortran else "C"), requirements="A")
 
 
-def _compressed_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
-    with archive.open(entry) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1):                            # at the end, and only there, the checksum is compared
-            raise ValueError(f"{entry.filename} holds more than its array")
-    return array
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> memoryview:
+    """The bytes of a compressed entry: as many as it says, which `archives.entries` has looked at."""
+    whole, came = memoryview(bytearray(entry.file_size)), 0
+    with archive.open(entry) as file:               # which compares the checksum at the end
+        while part := file.read(CHUNK):
+            whole[came:came + len(part)] = part
+            came += len(part)
+    if came < len(whole):
+        raise ValueError(f"the entry {entry.filename[:100]} is cut short")
+    return whole
 
 
 def _write_safetensors(path: str, flat: Mapping[str, np.ndarray[Any, Any]]) -> None:
     library = _safetensors()
     strings = {name: str(a) for name, a in flat.items() if a.dtype.kind == "U"}
     unfit = [name for name, a in flat.items()
-             if name == "format" or (a.ndim if name in strings else a.dtype.itemsize > 8)]
+             if name in OWN_WORDS or (a.ndim if name in strings else a.dtype.itemsize > 8)]
     if unfit:
         raise ValueError(f"{unfit[0]}: a .safetensors file cannot hold it (no arrays of strings, no numbers of over 8 bytes, "
-                         'nothing called "format", its own word); save to .npz')
+                         f"nothing called {' or '.join(OWN_WORDS)}, its own words); save to .npz")
     tensors = {name: np.array(a, order="C") for name, a in flat.items() if name not in strings}
     try:
-        library.numpy.save_file(tensors, path, strings or None)
+        library.numpy.save_file(tensors, path, {**strings, MARK: "strings"} if strings else None)
     except library.SafetensorError as error:        # a full disk, for one
         raise OSError(errno.EIO, _one_line(error)) from None
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
-    library = _safetensors()
-    try:
-        with library.safe_open(path, "np") as file:
-            strings = {name: np.asarray(text) for name, text in (file.metadata() or {}).items() if name != "format"}
-            halves = [name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"]     # noqa: SIM118 (no dict)
-            arrays = {name: _bfloat16(path, name) if name in halves else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return {**arrays, **strings}
-    except (library.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path} is damaged or not a safetensors file ({_one_line(error)})") from None
-    except AttributeError as error:                 # NumPy is asked for a type that it has not
-        raise WeightsError(f"{path} has numbers of a type that NumPy has not ({_one_line(error)})") from None
-
-
-def _bfloat16(path: str | os.PathLike[str], name: str) -> np.ndarray[Any, Any]:
-    """An array of the upper halves of float32, which the library hands to nobody that NumPy knows; the file has been checked.
+    """The library checks the file; then its arrays are where its table says.
 
     A length of 8 bytes, a table in JSON of so many, then the numbers, from the first offset of the table on to the second.
     """
     import json
 
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-        start, end = entry["data_offsets"]
-        file.seek(8 + length + start)
-        halves = np.frombuffer(file.read(end - start), "<u2")
-    return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+    library = _safetensors()
+    with _telling(path, "a safetensors file"), library.safe_open(path, "np") as checked, open(path, "rb") as file:
+        whole, said = archives.contents(file), checked.metadata() or {}
+        begin = 8 + int.from_bytes(whole[:8], "little")
+        table = json.loads(bytes(whole[8:begin]))
+        arrays = {name: _typed(table[name], whole[begin:]) for name in checked.keys()}      # noqa: SIM118 (no dict)
+        texts = {name: np.asarray(text) for name, text in said.items() if name not in OWN_WORDS} if MARK in said else {}
+        if twice := arrays.keys() & texts:
+            raise ValueError(f"{min(twice)!r} is an array and a text")
+        return {**arrays, **texts}
 
 
-def _nested(state: Mapping[str, Any], flat: Mapping[str, np.ndarray[Any, Any]], prefix: str = "") -> dict[str, Any]:
-    """The state as it is nested, with the arrays of the flat one; Python's numbers and strings stay what they are."""
-    return {name: _nested(value, flat, f"{prefix}{name}/") if isinstance(value, Mapping)
-            else value if type(value) in (bool, int, float, str) else flat[prefix + name] for name, value in state.items()}
+def _typed(row: Mapping[str, Any], numbers: memoryview) -> np.ndarray[Any, Any]:
+    """The array of a row of a .safetensors file's table, where it lies; bfloat16, the upper halves of float32, widened."""
+    kind, shape, (start, end) = row["dtype"], row["shape"], row["data_offsets"]
+    if kind == "BF16":
+        halves = _view(numbers[start:end], shape, np.dtype("<u2"))
+        return (halves.astype(np.uint32) << 16).view(np.float32)
+    if kind not in SAFETENSORS:
+        raise archives.Refused(f"has numbers of a type that NumPy has not, {kind}")
+    return _view(numbers[start:end], shape, np.dtype(SAFETENSORS[kind]))
 
 
 def _write_pytorch(path: str, state: Mapping[str, Any]) -> None:
@@ -254,14 +288,26 @@ def _write_pytorch(path: str, state: Mapping[str, Any]) -> None:
 def _read_pytorch(path: str | os.PathLike[str]) -> dict[str, Any]:
     from minicnn.weights.pytorch import read_pytorch
 
-    try:
+    with _telling(path, "a PyTorch checkpoint"):
         return read_pytorch(path)
-    except Exception as error:                      # a damaged archive fails in any way it likes
-        raise WeightsError(f"{path} is damaged or not a PyTorch checkpoint ({_one_line(error)})") from None
+
+
+@contextmanager
+def _telling(path: str | os.PathLike[str], what: str, cure: str = "") -> Iterator[None]:
+    """Turn what reading a bad file raises, and it is anything, into WeightsError; but not what the machine is to blame for."""
+    try:
+        yield
+    except archives.Refused as error:
+        raise WeightsError(f"{path} is refused: it {_one_line(error)}") from None
+    except Exception as error:
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise                                   # EINVAL: a place before the file's beginning, which only the file names
+        raise WeightsError(f"{path} is damaged or not {what} ({_one_line(error)}){cure}") from None
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{error}".split()) or type(error).__name__
+    words = " ".join(f"{error}".split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:300]}..."              # some quote half the file
 
 
 def _safetensors() -> Any:

@@ -5,8 +5,9 @@
 A file has its name only once it is whole: until then it is NAME.part, which the next call goes on with. What goes wrong ends in one
 FetchError, whose line says what to fetch, from where, and where to put it.
 
-Publishers write the beginning of a file's SHA-256 into its name (-f37072fd above), and what does not have it is not kept. A file
-whose name has none lies in a folder of its own, named after its address: two sites' model.pth are two files.
+Publishers write the beginning of a file's SHA-256 into its name (-f37072fd above), and what does not have it is not kept, nor taken
+from the folder later: it is compared at every use, which takes half a second a GB. A file whose name has none lies in a folder of
+its own, named after its address: two sites' model.pth are two files.
 """
 from __future__ import annotations
 
@@ -117,8 +118,8 @@ class _File:
     def __init__(self, url: str, folder: Path) -> None:
         self.parts, name = _parts(url), file_name(url)
         self.shown = _shown(self.parts)
-        match = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-        self.promised = match[1] if match else ""           # the first digits of its SHA-256
+        match = re.search(r"-([0-9a-fA-F]{8,64})\.\w+$", name)
+        self.promised = match[1].lower() if match else ""   # the first digits of its SHA-256
         self.path = (folder if match else folder / hashlib.sha256(self.shown.encode()).hexdigest()[:16]) / name
         self.part = self.path.with_name(f"{name}.part")
         self.notes = self.path.with_name(f".{name}.json")   # which version of the file the part is of
@@ -129,16 +130,24 @@ class _File:
         """Fetch it, unless it is there, or another process does: then wait for that one, which may fail."""
         try:
             if self.path.is_file():
+                self.compare()
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _alone(self.path.with_name(f".{self.path.name}.lock")):
-                if not self.path.is_file():
-                    self.try_often(progress)
+                if self.path.is_file():                     # another process has fetched and compared it
+                    return
+                self.try_often(progress)
         except FetchError:
             raise
         except OSError as error:                            # what the network raises is caught where it is used
             raise FetchError(f"cannot use {error.filename or self.part} ({error.strerror or _words(error)}) while fetching "
                              f"{self.shown}: mend that, or let MINICNN_CACHE name another folder") from None
+
+    def compare(self) -> None:
+        """FetchError where what is in the file's place has another hash than its name says."""
+        if self.promised and not (digest := _digest(self.path)).startswith(self.promised):
+            raise FetchError(f"{self.path} has the SHA-256 {digest[:16]}..., and its name says {self.promised}: it is damaged or "
+                             f"another file; delete it, and it is fetched from {self.shown} again")
 
     def try_often(self, progress: bool) -> None:
         """Try, as long as another try may do better."""
@@ -193,15 +202,16 @@ class _File:
 
     def finish(self, resumed: bool) -> None:
         """Give the part its name, if it is what the name says."""
+        digest = _digest(self.part)
         with open(self.part, "rb+") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())                         # on the disk before it has its name
         if not digest.startswith(self.promised):
             self.discard()
             if resumed:
                 raise _Again("its parts do not make up a whole")
             raise FetchError(f"{self.shown} has the SHA-256 {digest[:16]}..., and its name says {self.promised}: it is damaged or "
-                             f"another file, and was not kept; if that is no hash but a date, {self.yourself}")
+                             f"another file, and was not kept; if that is no hash but a date, fetch it yourself, save it under "
+                             "another name, and give its path")
         os.replace(self.part, self.path)
         self.notes.unlink(missing_ok=True)
 
@@ -257,6 +267,12 @@ class _File:
         if code >= 500 or code in (408, 425, 429):
             return _Again(words)
         return FetchError(f"{words}: check the address, or {self.yourself}")
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- answers

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from minicnn.weights.archives import Refused
+
 Array = np.ndarray[Any, Any]
 LARGEST = 64 << 20              # bytes of one pickle; those of checkpoints, whose numbers lie elsewhere, have a hundredth of it
 
@@ -30,8 +32,8 @@ class PickleError(ValueError):
     """A pickle that is damaged, or that asks for what is not given."""
 
 
-class NotGiven(PickleError):
-    """A pickle that asks for a name that it is not given."""
+class NotGiven(PickleError, Refused):
+    """A pickle that asks for a name that it is not given, or for what cannot be made of what it holds."""
 
 
 class Mark:

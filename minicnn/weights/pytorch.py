@@ -7,7 +7,8 @@ and each storage, a run of numbers that several tensors may look at, is a persis
     before      pickles one after the other:            a magic number, a version, facts of the machine, the value, the keys;
                                                         then, in the order of the keys, the length and the numbers of each storage
 
-So a tensor is a view of a part of the file, which is mapped where it is large (archives.py).
+So a tensor is a view of a part of the file, which is mapped where it is large (archives.py); of the old format, where a number
+begins at an odd place, a copy.
 
 Source: torch/serialization.py and torch/_utils.py of PyTorch 2.13; what the formats contain was read there.
 """
@@ -22,7 +23,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from minicnn.weights import archives
-from minicnn.weights.pickled import NUMPY, Global, NumpyArray, PickleError, read
+from minicnn.weights.archives import Refused
+from minicnn.weights.pickled import NUMPY, Global, NotGiven, NumpyArray, PickleError, read
 
 Array = np.ndarray[Any, Any]
 Order = Literal["<", ">"]           # of the bytes of a number
@@ -57,7 +59,8 @@ class Storage:
                 self.arrays[kind] = (halves.astype(np.uint32) << 16).view(np.float32)
             else:
                 found = np.frombuffer(self.memory, np.dtype(kind).newbyteorder(order))
-                self.arrays[kind] = found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+                self.arrays[kind] = (np.require(found, requirements="A") if found.dtype.isnative    # old files begin at odd places
+                                     else found.astype(found.dtype.newbyteorder("=")))
         return self.arrays[kind]
 
 
@@ -84,9 +87,13 @@ class TensorOf:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, kind: str | None = None) -> TensorOf:
-    """torch._utils._rebuild_tensor and _rebuild_tensor_v2. What follows (requires_grad, hooks) says nothing about the numbers."""
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2. What follows is requires_grad and hooks, which say nothing about the
+    numbers, and what a view does to them: "conj" and "neg", whose storage holds other numbers than the tensor."""
     if not isinstance(storage, Storage):
         raise PickleError("a tensor has no storage")
+    if any(isinstance(more, dict) and (more.get("conj") or more.get("neg")) for more in rest):
+        raise NotGiven("holds a conjugated or negated view, whose numbers are not in the file: save its resolve_conj() or "
+                       "resolve_neg()")
     sizes = [offset, *_tuple(size), *_tuple(stride)]
     if not all(type(n) is int and 0 <= n < 1 << 60 for n in sizes) or len(size) != len(stride) or len(size) > 32:
         raise PickleError("a tensor's offset, size and stride are none")
@@ -120,6 +127,11 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     return {key: value for key, value in pairs}         # noqa: C416 (keys have been looked at)
 
 
+def _counter(counts: Any = ()) -> dict[Any, Any]:
+    """collections.Counter, in which MultiStepLR keeps its milestones."""
+    return _ordered_dict([*counts.items()] if isinstance(counts, dict) else counts)
+
+
 def _tuple(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, (tuple, list)):
         raise PickleError("a size is missing")
@@ -135,6 +147,7 @@ def _text(*arguments: Any) -> str:
 
 NAMES: dict[str, Any] = {
     "collections OrderedDict": _ordered_dict,
+    "collections Counter": _counter,
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_of_type,
@@ -161,23 +174,30 @@ class Plain:
 
     def of(self, value: Any, depth: int = 0) -> Any:
         """The same, nested as it is."""
-        if not isinstance(value, (dict, list, tuple)):
+        if not isinstance(value, (dict, list, tuple, str)):
             return self.leaf(value)
         key = id(value)
         if key not in self.done:
-            if depth > DEEPEST or key in self.begun:
+            if isinstance(value, str):                      # NumPy keeps four bytes a letter
+                self.done[key] = self.leaf(value)
+            elif depth > DEEPEST or key in self.begun:
                 raise PickleError(f"dicts and lists lie more than {DEEPEST} deep inside each other")
-            self.begun.add(key)
-            if isinstance(value, dict):
-                self.done[key] = {str(name): self.of(item, depth + 1) for name, item in value.items()}
-                if len(self.done[key]) < len(value):
-                    raise PickleError("two names of a dict are the same")
             else:
-                self.done[key] = type(value)(self.of(item, depth + 1) for item in value)
+                self.begun.add(key)
+                self.done[key] = self.inside(value, depth + 1)
         return self.done[key]
 
+    def inside(self, value: Any, depth: int) -> Any:
+        """A dict, list or tuple of what is in it."""
+        if not isinstance(value, dict):
+            return type(value)(self.of(item, depth) for item in value)
+        found = {str(name): self.of(item, depth) for name, item in value.items()}
+        if len(found) < len(value):
+            raise PickleError("two names of a dict are the same")
+        return found
+
     def leaf(self, value: Any) -> Any:
-        """What is no dict and no list."""
+        """What is no dict, list or tuple."""
         if isinstance(value, TensorOf):
             return value.array(self.order)
         if isinstance(value, NumpyArray) and value.array is not None:
@@ -188,31 +208,31 @@ class Plain:
             return np.asarray(value)
         if value is None:
             return None
-        raise PickleError(f"a {type(value).__name__} is none of dicts, lists, tensors, numbers and strings")
+        raise Refused(f"holds a {type(value).__name__}, which is none of dicts, lists, tensors, numbers and strings")
 
 
 # ---------------------------------------------------------------- reading
 def read_pytorch(path: Any) -> dict[str, Any]:
-    """The value of a checkpoint: nested dicts of arrays. PickleError, or whatever zipfile raises, for a bad file."""
+    """The value of a checkpoint: nested dicts of arrays. Refused, PickleError, or whatever zipfile raises, for a bad file."""
     with open(path, "rb") as file:
         whole = archives.contents(file)
         file.seek(0)
         value = (_read_zip if bytes(whole[:4]) == b"PK\x03\x04" else _read_legacy)(file, whole)
     if not isinstance(value, dict):
-        raise PickleError(f"it holds a {type(value).__name__}, and not a dict of tensors")
+        raise Refused(f"holds a {type(value).__name__}, and not a dict of tensors")
     return value
 
 
 def _read_zip(file: BinaryIO, whole: memoryview) -> Any:
     import zipfile  # slow to import, and only files need it
 
-    entries = {entry.filename: entry for entry in zipfile.ZipFile(file).infolist()}
+    entries = archives.entries(zipfile.ZipFile(file), len(whole))
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise PickleError(f"the archive has {len(pickles)} entries data.pkl, and a checkpoint has one")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in entries:
-        raise PickleError("it is a program of TorchScript, not a checkpoint: save the model's state_dict()")
+        raise Refused("is a program of TorchScript, not a checkpoint: save the model's state_dict()")
 
     def entry(name: str) -> memoryview:
         if name not in entries:
@@ -282,7 +302,8 @@ def _numbers(found: memoryview, storage: Storage) -> memoryview:
 
 # ---------------------------------------------------------------- writing
 def write_pytorch(path: str, state: Mapping[str, Any]) -> None:
-    """Nested dicts of arrays, numbers and strings as a zip checkpoint, which torch.load(weights_only=True) reads."""
+    """Nested dicts, lists and tuples of arrays, numbers, strings and None as a zip checkpoint, which torch.load(weights_only=True)
+    reads; of unsigned integers of more than a byte that of PyTorch 2.3 and newer."""
     import zipfile
 
     writer = Writer()
@@ -311,6 +332,12 @@ class Writer:
         if isinstance(value, Mapping):
             items = b"".join(self.value(str(name)) + self.value(item) for name, item in value.items())
             return b"}(" + items + b"u"                                             # EMPTY_DICT MARK ... SETITEMS
+        if isinstance(value, list):
+            return b"](" + b"".join(map(self.value, value)) + b"e"                  # EMPTY_LIST MARK ... APPENDS
+        if isinstance(value, tuple):
+            return self.tuple([self.value(item) for item in value])
+        if value is None:
+            return b"N"
         if isinstance(value, bool):
             return b"\x88" if value else b"\x89"                                    # NEWTRUE, NEWFALSE
         if isinstance(value, int):
@@ -334,15 +361,22 @@ class Writer:
         return b"(" + b"".join(parts) + b"t"                                        # MARK ... TUPLE
 
     def tensor(self, array: Array) -> bytes:
-        """REDUCE of _rebuild_tensor_v2 with (storage, 0, size, stride, requires_grad, an empty OrderedDict of hooks)."""
-        names = {np.dtype(kind): name for name, kind in KINDS.items() if kind != "bfloat16"}
-        name = names.get(array.dtype.newbyteorder("="))
-        if name is None:
+        """REDUCE of _rebuild_tensor_v2 with (storage, 0, size, stride, requires_grad, an empty OrderedDict of hooks).
+
+        Newer types have no storage of their own: _rebuild_tensor_v3 of one of bytes, with the type as its last argument.
+        """
+        native = array.dtype.newbyteorder("=")
+        storages = {np.dtype(kind): name for name, kind in KINDS.items() if kind != "bfloat16"}
+        newer = {np.dtype(kind): name for name, kind in DTYPES.items() if kind != "bfloat16" and np.dtype(kind) not in storages}
+        if native not in storages and native not in newer:
             raise TypeError(f"an array of {array.dtype} has no counterpart in PyTorch's checkpoints")
         key, stride = str(len(self.storages)), np.cumprod([1, *array.shape[:0:-1]])[::-1] if array.ndim else ()
         self.storages.append(array)
-        storage = self.tuple([self.value("storage"), b"ctorch\n" + f"{name}Storage\n".encode(), self.value(key), self.value("cpu"),
-                              self.integer(array.size)]) + b"Q"                     # BINPERSID
-        return b"ctorch._utils\n_rebuild_tensor_v2\n" + self.tuple([
+        place, numel = ((b"ctorch.storage\nUntypedStorage\n", array.nbytes) if native in newer
+                        else (f"ctorch\n{storages[native]}Storage\n".encode(), array.size))
+        storage = self.tuple([self.value("storage"), place, self.value(key), self.value("cpu"), self.integer(numel)])
+        storage += b"Q"                                                             # BINPERSID
+        version, last = (b"3", [f"ctorch\n{newer[native]}\n".encode()]) if native in newer else (b"2", [])
+        return b"ctorch._utils\n_rebuild_tensor_v" + version + b"\n" + self.tuple([
             storage, self.integer(0), self.tuple([self.integer(int(n)) for n in array.shape]),
-            self.tuple([self.integer(int(n)) for n in stride]), self.value(False), b"ccollections\nOrderedDict\n)R"]) + b"R"
+            self.tuple([self.integer(int(n)) for n in stride]), self.value(False), b"ccollections\nOrderedDict\n)R", *last]) + b"R"
