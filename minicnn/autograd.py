@@ -341,7 +341,6 @@ class Op:
                             "an op works in one floating type: convert one side with array.astype(...) or model.astype(...)")
         return next(iter(kinds), None)
 
-
     def _check_beside_half(self, values: Mapping[str, Any]) -> np.dtype[Any]:
         """The same where arguments are of half precision: those that `real` names must be float32 beside them."""
         given: dict[str, np.dtype[Any]] = {n: v.dtype for n, v in values.items() if is_array(v) and is_floating(v.dtype)}
