@@ -254,8 +254,10 @@ def test_what_a_step_holds_is_half_as_much(half):
 
 
 # ---------------------------------------------------------------- the scaled loss
-@pytest.mark.parametrize("device", ["cpu", "standin", pytest.param("cushim", marks=NO_COMPILER),
-                                    pytest.param("cuda", marks=pytest.mark.gpu)])
+EVERYWHERE = ["cpu", "standin", pytest.param("cushim", marks=NO_COMPILER), pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", EVERYWHERE)
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 def test_the_scaler_is_pytorchs(device, rule):
     """Parameters and scales over steps of which some overflow; AdamW's steps that do not."""
@@ -315,6 +317,20 @@ def test_two_optimisers_share_a_loss(where):
         scaler.step(optimizer)
     scaler.update()
     assert a.numpy().tolist() == [0, 0] and b.numpy().tolist() == [-1, -1] and scaler.get_scale() == 1.0
+
+
+@pytest.mark.parametrize("device", EVERYWHERE)
+def test_the_scale_never_becomes_infinite(device):
+    """Nor so large that its inverse is 0: the parameters would stand still, and nobody would say so."""
+    p = put(np.zeros(1, np.float32), device, True)
+    scaler, optimizer = optim.GradScaler(2.0 ** 120, growth_interval=1), optim.SGD([p], lr=2.0 ** 60)
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        scaler.scale((p * 2.0 ** -60).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert p.numpy().tolist() == [-step]
+    assert 2.0 ** 126 <= scaler.get_scale() <= 2.0 ** 127
 
 
 def test_a_scaler_without_sense_is_refused():

@@ -5,6 +5,8 @@ Where the loss is scaled, so that gradients of half precision do not vanish, an 
 """
 from __future__ import annotations
 
+import numpy as np
+
 from minicnn.backend import Array, array_module
 from minicnn.kernels.dispatch import has_cuda
 from minicnn.kernels.elementwise import in_place
@@ -77,12 +79,15 @@ def find_overflow(grads: list[Array], scaling: Array) -> None:
 
 @has_cuda
 def adapt(scaling: Array, growth: float, backoff: float, interval: int) -> None:
-    """Move the scale: down where a gradient overflowed, up where none has for so many steps."""
+    """Move the scale: down where a gradient overflowed, up where none has for so many steps, as long as its inverse is not 0."""
     scaling[STAYED] += 1
     if not bool(scaling[ALL_FINITE]):
         scaling[SCALE] *= backoff
         scaling[STAYED] = 0
     elif bool(scaling[STAYED] >= interval):
-        scaling[SCALE] *= growth
+        with np.errstate(over="ignore"):
+            more = scaling[SCALE] * growth
+        if bool(1.0 / more > 0):
+            scaling[SCALE] = more
         scaling[STAYED] = 0
     scaling[ALL_FINITE] = 1
