@@ -151,6 +151,19 @@ def test_without_a_gpu_it_is_refused(device):
         ops.conv2d(*(backend.to_device(a, device) for a in (x, weight)))
 
 
+@pytest.mark.skipif(len(NAMES) < 2, reason="ml_dtypes is not installed")
+def test_from_one_half_type_to_the_other(where):
+    fp16, bf16 = half_type("fp16"), half_type("bf16")
+    numbers = np.array([1 + 2 ** -9, 65504, 6e-8, -3], np.float32)
+    for here, there in ((fp16, bf16), (bf16, fp16)):
+        x = put(numbers.astype(here), where, True)
+        y = x.astype(there)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(y.numpy(), numbers.astype(here).astype(np.float32).astype(there))
+        y.backward(put(np.ones(4, there), where))
+        assert x.grad.dtype == here and x.grad.numpy().tolist() == [1] * 4
+
+
 def test_a_type_without_gradient_is_refused():
     with pytest.raises(TypeError, match="float32 as int64 has no gradient"):
         mc.Tensor(normal(3), requires_grad=True).astype(int)
