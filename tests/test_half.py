@@ -151,6 +151,24 @@ def test_without_a_gpu_it_is_refused(device):
         ops.conv2d(*(backend.to_device(a, device) for a in (x, weight)))
 
 
+@each_half
+def test_what_no_kernel_reads_in_half_goes_the_portable_way(where, half):
+    """Parameters of half precision are nobody's here; read as float32 they would be nonsense, and what lies behind them, too."""
+    dtype = half_type(half)
+    for make in (lambda p: optim.SGD(p, lr=0.5, momentum=0.5), lambda p: optim.AdamW(p, lr=0.5)):
+        found = []
+        for device in ("cpu", where):
+            whole = backend.to_device(np.arange(16).astype(dtype), device)
+            p = mc.Tensor(whole[:8], requires_grad=True)
+            p.sum().backward()
+            make([p]).step()
+            found.append(backend.to_numpy(whole).tolist())
+        assert found[0] == found[1] and found[1][8:] == [*range(8, 16)] and found[1][0] < 0
+    logits = normal(3, 4).astype(dtype)
+    losses = [ops.softmax_cross_entropy(put(logits, device), backend.to_device(np.arange(3), device)) for device in ("cpu", where)]
+    assert losses[1].dtype == dtype and float(losses[1]) == pytest.approx(float(losses[0]), rel=4 * ROUNDING[half])
+
+
 @pytest.mark.skipif(len(NAMES) < 2, reason="ml_dtypes is not installed")
 def test_from_one_half_type_to_the_other(where):
     fp16, bf16 = half_type("fp16"), half_type("bf16")
