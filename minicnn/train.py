@@ -292,8 +292,9 @@ class Trainer:
             self.optimizer.groups[0]["lr"] = self.optimizer.lr * self.config.body_lr
         with np.errstate(over="ignore", invalid="ignore"):      # a loss that diverges is told at the epoch's end
             there = to_device(labels, self.model.device)
-            if self.config.cuda_graph:
-                self._captured = self._captured or CapturedGradients(self, inputs, there)
+            if self.config.cuda_graph and self.model.device != "cpu":
+                if self._captured is None or not self._captured.knows(self):
+                    self._captured = CapturedGradients(self, inputs, there)
                 self._captured(inputs, there)
             else:
                 self.find_gradients(inputs, there)
@@ -337,7 +338,6 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave, and go on from there."""
-        self._captured = None                           # it knows the arrays that were
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.rng.bit_generator.state = json.loads(str(state["rng"]))
@@ -351,23 +351,39 @@ class Trainer:
 class CapturedGradients:
     """A trainer's `find_gradients`, captured: batches are copied to where the graph reads, and it is asked for with one order.
 
-    Batch norm's counts are the host's affair, and made there. What the steps before the capture moved is put back.
+    The graph knows arrays by their addresses: those that it reads are kept here, and the gradients that it makes are given to the
+    parameters anew each time. Batch norm's counts are the host's affair, and made there. What the steps before the capture moved is
+    put back.
     """
 
     def __init__(self, trainer: Trainer, inputs: Any, labels: Any) -> None:
         self.inputs, self.labels = inputs.copy(), labels.copy()
-        buffers = [getattr(layer, name) for _, layer in trainer.model.walk() for name in layer.buffer_names]
-        moved = [(array, array.copy()) for array in (*buffers, trainer._sums)]
+        moved = [(array, array.copy()) for array in (*self._buffers(trainer), trainer._sums)]
         self.graph = Captured(lambda: trainer.find_gradients(self.inputs, self.labels), trainer.model.device)
         for array, before in moved:
             array[...] = before
+        self.read = self._read(trainer)
+        self.gradients = [(p, p.grad) for p in trainer.model.parameters()]
         self.counted = [layer for _, layer in trainer.model.walk() if isinstance(layer, BatchNorm2d) and layer.learns(train=True)]
 
     def __call__(self, inputs: Any, labels: Any) -> None:
         self.inputs[...], self.labels[...] = inputs, labels
         self.graph()
+        for p, grad in self.gradients:
+            p.grad = grad
         for layer in self.counted:
             layer.num_batches_tracked += 1
+
+    def knows(self, trainer: Trainer) -> bool:
+        """Whether the trainer's arrays are those that the graph reads; a state that was loaded since has others."""
+        return all(a is b for a, b in zip(self.read, self._read(trainer), strict=True))
+
+    def _read(self, trainer: Trainer) -> list[Any]:
+        scaling = [] if trainer.scaler is None else [trainer.scaler._scaling]
+        return [*(p.data for p in trainer.model.parameters()), *self._buffers(trainer), trainer._sums, *scaling]
+
+    def _buffers(self, trainer: Trainer) -> list[Any]:
+        return [getattr(layer, name) for _, layer in trainer.model.walk() for name in layer.buffer_names]
 
 
 class Features(NamedTuple):

@@ -150,6 +150,15 @@ template <class... P> int sizes(void (*)(P...), int* out)
     return i;
 }
 
+// Where each parameter that is a pointer must point: at a multiple of so many bytes, or a GPU stops; 1 for what is no pointer.
+template <class P> constexpr int alignment = 1;
+template <class T> constexpr int alignment<T*> = alignof(T);
+template <class... P> void alignments(void (*)(P...), int* out)
+{
+    int i = 0;
+    ((out[i++] = alignment<P>), ...);
+}
+
 }  // namespace shim
 
 #define threadIdx shim::thread_idx
@@ -161,4 +170,5 @@ template <class... P> int sizes(void (*)(P...), int* out)
 #define SHIM_ENTRY(kernel) \
     extern "C" void launch_##kernel(const unsigned* grid, const unsigned* block, void** arguments, bool waits) \
     { shim::launch(kernel, grid, block, arguments, waits); } \
-    extern "C" int sizes_##kernel(int* out) { return shim::sizes(kernel, out); }
+    extern "C" int sizes_##kernel(int* out) { return shim::sizes(kernel, out); } \
+    extern "C" void alignments_##kernel(int* out) { shim::alignments(kernel, out); }

@@ -73,6 +73,8 @@ class Kernel:
         sizes = (ctypes.c_int * 64)()
         count = getattr(module.compiled, f"sizes_{name}")(sizes)
         self.sizes = list(sizes[:count])
+        getattr(module.compiled, f"alignments_{name}")(sizes)
+        self.alignments = list(sizes[:count])
         self.meets = name in meeting(module.code)
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
@@ -80,6 +82,9 @@ class Kernel:
         packed = [packed_as_cupy_does(argument) for argument in arguments]
         if [len(p) for p in packed] != self.sizes:
             raise TypeError(f"{self.name} reads {self.sizes} bytes and is given {[len(p) for p in packed]}: a GPU would not say so")
+        for argument, multiple in zip(packed, self.alignments, strict=True):
+            if multiple > 1 and int.from_bytes(argument, "little") % multiple:
+                raise RuntimeError(f"cudaErrorMisalignedAddress: {self.name} reads {multiple} bytes at once")
         threads = int(np.prod(block))
         assert 0 < threads <= 1024 and 0 < grid[0] < 1 << 31 and all(0 < g < 1 << 16 for g in grid[1:]), (grid, block)
         boxes = [ctypes.create_string_buffer(p, len(p)) for p in packed]

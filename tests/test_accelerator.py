@@ -218,6 +218,37 @@ def test_a_captured_training_is_the_other_one(where, settings):
     assert plain.model.state_dict()["bn1.num_batches_tracked"] == 8
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("between", ["zero_grad", "load", "scaler", "full"])
+def test_what_happens_between_captured_steps_is_heard_of(where, between, precision):
+    """Gradients that were dropped come again, and of arrays that were exchanged the graph is captured anew."""
+    def look(trainer):
+        if (trainer.epoch, trainer.step) != (0, 2):
+            return
+        if between == "zero_grad":
+            trainer.optimizer.zero_grad()
+        if between == "load":
+            trainer.load_state_dict(trainer.state_dict())
+            trainer.model.load_state_dict(trainer.model.state_dict())
+        if between == "scaler" and trainer.scaler:
+            trainer.scaler.load_state_dict({"scale": 2.0 ** 10, "stayed": 0})
+        if between == "full":
+            with np.errstate(all="ignore"), pytest.raises(accelerator.OutOfDeviceMemory), trainer._full():
+                raise MemoryError("full")
+
+    histories = []
+    for graph in (False, True):
+        model = models.resnet.cifar_resnet(8, 3, (3, 8, 8)).to(where)
+        config = Config(epochs=2, batch_size=8, lr=0.05, precision=precision, cuda_graph=graph)
+        histories.append(Trainer(model, images(32), images(8, seed=1), config).fit(on_step=look))
+    assert histories[0] == histories[1]
+
+
+def test_a_captured_training_goes_on_without_a_gpu():
+    trainers = [Trainer(small_resnet("cpu"), images(16), images(4), Config(epochs=1, batch_size=8, cuda_graph=g)) for g in (0, 1)]
+    assert trainers[0].fit() == trainers[1].fit()
+
+
 @NO_COMPILER
 def test_a_captured_step_is_asked_for_with_one_order(library):
     """Nothing of the model runs on the host any more, and nobody waits."""

@@ -145,6 +145,23 @@ def test_half_precision_against_the_portable_kernel_in_float32(where, name, dtyp
         cuda_cases.CASES[name](where, dtype)
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64), *cuda_cases.halves()], ids=str)
+def test_arrays_that_begin_anywhere_are_read_by_fours_only_where_a_gpu_can(where, dtype):
+    """A device stops where numbers that are read at once do not begin at a multiple of their size; so does the stand-in."""
+    numbers, channel = np.arange(-40, 60).astype(dtype), np.ones(8, backend.real_of(dtype))
+    for start in range(9):
+        x = put(numbers, where)[start:start + 64].reshape(1, 2, 4, 8).transpose(0, 3, 1, 2)
+        positive = numbers[start:start + 64].astype(float).clip(0)
+        for y in (kernels.elementwise.relu(x), kernels.elementwise.relu_grad(x, x), kernels.elementwise.add_relu(x, x) * 0.5):
+            assert backend.to_numpy(y).transpose(0, 2, 3, 1).ravel().tolist() == positive.tolist()
+        shift = put(np.concatenate([np.zeros(start % 4, channel.dtype), channel]), where)[start % 4:]
+        y = backend.to_numpy(kernels.normalization.channel_affine(x, put(channel, where), shift))
+        assert y.transpose(0, 2, 3, 1).ravel().tolist() == (numbers[start:start + 64].astype(float) + 1).tolist()
+        patches = kernels.im2col.convolve(x.transpose(0, 2, 3, 1), put(np.eye(8, dtype=dtype).reshape(1, 1, 8, 8), where), None,
+                                          Windows.of(1, 2))
+        assert backend.to_numpy(patches).ravel().tolist() == numbers[start:start + 64].reshape(2, 4, 8)[::2, ::2].ravel().tolist()
+
+
 def test_the_same_bits_every_time(where):
     rng = np.random.default_rng(0)
     x, dy = (put(rng.standard_normal((3, 20, 9, 8)).astype(np.float32), where) for _ in range(2))

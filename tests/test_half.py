@@ -151,6 +151,37 @@ def test_without_a_gpu_it_is_refused(device):
         ops.conv2d(*(backend.to_device(a, device) for a in (x, weight)))
 
 
+@each_half
+def test_what_no_kernel_reads_in_half_goes_the_portable_way(where, half):
+    """Parameters of half precision are nobody's here; read as float32 they would be nonsense, and what lies behind them, too."""
+    dtype = half_type(half)
+    for make in (lambda p: optim.SGD(p, lr=0.5, momentum=0.5), lambda p: optim.AdamW(p, lr=0.5)):
+        found = []
+        for device in ("cpu", where):
+            whole = backend.to_device(np.arange(16).astype(dtype), device)
+            p = mc.Tensor(whole[:8], requires_grad=True)
+            p.sum().backward()
+            make([p]).step()
+            found.append(backend.to_numpy(whole).tolist())
+        assert found[0] == found[1] and found[1][8:] == [*range(8, 16)] and found[1][0] < 0
+    logits = normal(3, 4).astype(dtype)
+    losses = [ops.softmax_cross_entropy(put(logits, device), backend.to_device(np.arange(3), device)) for device in ("cpu", where)]
+    assert losses[1].dtype == dtype and float(losses[1]) == pytest.approx(float(losses[0]), rel=4 * ROUNDING[half])
+
+
+@pytest.mark.skipif(len(NAMES) < 2, reason="ml_dtypes is not installed")
+def test_from_one_half_type_to_the_other(where):
+    fp16, bf16 = half_type("fp16"), half_type("bf16")
+    numbers = np.array([1 + 2 ** -9, 65504, 6e-8, -3], np.float32)
+    for here, there in ((fp16, bf16), (bf16, fp16)):
+        x = put(numbers.astype(here), where, True)
+        y = x.astype(there)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(y.numpy(), numbers.astype(here).astype(np.float32).astype(there))
+        y.backward(put(np.ones(4, there), where))
+        assert x.grad.dtype == here and x.grad.numpy().tolist() == [1] * 4
+
+
 def test_a_type_without_gradient_is_refused():
     with pytest.raises(TypeError, match="float32 as int64 has no gradient"):
         mc.Tensor(normal(3), requires_grad=True).astype(int)
@@ -254,8 +285,10 @@ def test_what_a_step_holds_is_half_as_much(half):
 
 
 # ---------------------------------------------------------------- the scaled loss
-@pytest.mark.parametrize("device", ["cpu", "standin", pytest.param("cushim", marks=NO_COMPILER),
-                                    pytest.param("cuda", marks=pytest.mark.gpu)])
+EVERYWHERE = ["cpu", "standin", pytest.param("cushim", marks=NO_COMPILER), pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", EVERYWHERE)
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 def test_the_scaler_is_pytorchs(device, rule):
     """Parameters and scales over steps of which some overflow; AdamW's steps that do not."""
@@ -315,6 +348,20 @@ def test_two_optimisers_share_a_loss(where):
         scaler.step(optimizer)
     scaler.update()
     assert a.numpy().tolist() == [0, 0] and b.numpy().tolist() == [-1, -1] and scaler.get_scale() == 1.0
+
+
+@pytest.mark.parametrize("device", EVERYWHERE)
+def test_the_scale_never_becomes_infinite(device):
+    """Nor so large that its inverse is 0: the parameters would stand still, and nobody would say so."""
+    p = put(np.zeros(1, np.float32), device, True)
+    scaler, optimizer = optim.GradScaler(2.0 ** 120, growth_interval=1), optim.SGD([p], lr=2.0 ** 60)
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        scaler.scale((p * 2.0 ** -60).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert p.numpy().tolist() == [-step]
+    assert 2.0 ** 126 <= scaler.get_scale() <= 2.0 ** 127
 
 
 def test_a_scaler_without_sense_is_refused():

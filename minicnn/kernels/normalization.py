@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn.backend import Array, array_module, real_of
 from minicnn.kernels.blocks import each, empty, row_blocks, scratch, total
-from minicnn.kernels.dispatch import has_cuda
+from minicnn.kernels.dispatch import has_cuda, has_cuda_for_real
 from minicnn.kernels.elementwise import channelwise, rectify
 from minicnn.kernels.windows import image_of, rows_of
 
@@ -120,14 +120,14 @@ def normalize_grad(dy: Array, x: Array, weight: Array, mean: Array, var: Array, 
     return image_of(dx, x), dweight, dbias
 
 
-@has_cuda
+@has_cuda_for_real
 def follow(running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, m: int) -> None:
     """running += momentum (batch - running), in place: (C,) all; of the variance the unbiased one, over m - 1 of the m numbers."""
     running_mean += momentum * (mean - running_mean)
     running_var += momentum * (var * (m / (m - 1)) - running_var)
 
 
-@has_cuda
+@has_cuda_for_real
 def scale_and_shift(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
     """scale and shift, (C,) both, with which batch norm by constant statistics is scale x + shift."""
     scale = weight * (var + eps) ** -0.5

@@ -5,8 +5,10 @@ Where the loss is scaled, so that gradients of half precision do not vanish, an 
 """
 from __future__ import annotations
 
+import numpy as np
+
 from minicnn.backend import Array, array_module
-from minicnn.kernels.dispatch import has_cuda
+from minicnn.kernels.dispatch import has_cuda_for_real
 from minicnn.kernels.elementwise import in_place
 
 # In `scaling`: the scale, its inverse in the step that runs, whether the step's gradients are all finite, whether all have been
@@ -14,7 +16,7 @@ from minicnn.kernels.elementwise import in_place
 SCALE, INVERSE, FINITE, ALL_FINITE, STAYED = range(5)
 
 
-@has_cuda
+@has_cuda_for_real
 def sgd(params: list[Array], grads: list[Array], velocities: list[Array] | None, lr: float, momentum: float, weight_decay: float,
         nesterov: bool, scaling: Array | None = None) -> None:
     """g + weight_decay p -> g,  momentum v + g -> v,  p - lr v -> p  (nesterov: p - lr (g + momentum v)); v None: no momentum."""
@@ -35,7 +37,7 @@ def sgd(params: list[Array], grads: list[Array], velocities: list[Array] | None,
         in_place(one, p, g, p if velocities is None else velocities[i])
 
 
-@has_cuda
+@has_cuda_for_real
 def adamw(params: list[Array], grads: list[Array], ms: list[Array], vs: list[Array], t: int, lr: float, betas: tuple[float, float],
           eps: float, weight_decay: float, scaling: Array | None = None) -> None:
     """p (1 - lr weight_decay) -> p,   then Adam's rule for the t-th time (t = 1 at first)."""
@@ -66,7 +68,7 @@ def unscaled(grads: list[Array], scaling: Array | None) -> list[Array]:
     return [g * scaling[INVERSE] for g in grads] if bool(scaling[FINITE]) else []
 
 
-@has_cuda
+@has_cuda_for_real
 def find_overflow(grads: list[Array], scaling: Array) -> None:
     """Enter into `scaling` whether all gradients are finite, and the inverse of the scale: for the step that follows."""
     finite = all(bool(array_module(g).isfinite(g).all()) for g in grads)
@@ -75,14 +77,17 @@ def find_overflow(grads: list[Array], scaling: Array) -> None:
     scaling[ALL_FINITE] *= finite
 
 
-@has_cuda
+@has_cuda_for_real
 def adapt(scaling: Array, growth: float, backoff: float, interval: int) -> None:
-    """Move the scale: down where a gradient overflowed, up where none has for so many steps."""
+    """Move the scale: down where a gradient overflowed, up where none has for so many steps, as long as its inverse is not 0."""
     scaling[STAYED] += 1
     if not bool(scaling[ALL_FINITE]):
         scaling[SCALE] *= backoff
         scaling[STAYED] = 0
     elif bool(scaling[STAYED] >= interval):
-        scaling[SCALE] *= growth
+        with np.errstate(over="ignore"):
+            more = scaling[SCALE] * growth
+        if bool(1.0 / more > 0):
+            scaling[SCALE] = more
         scaling[STAYED] = 0
     scaling[ALL_FINITE] = 1

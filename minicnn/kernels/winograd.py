@@ -49,7 +49,7 @@ import numpy as np
 
 from minicnn import memory
 from minicnn.kernels.blocks import PER_NUMBER, Finish, copy_padded, copy_pixels, slices, threads_for, total
-from minicnn.kernels.dispatch import has_cuda
+from minicnn.kernels.dispatch import has_cuda_for_real
 from minicnn.kernels.tiles import multiply, multiply_planes, multiply_transposed, tiled
 from minicnn.kernels.windows import Pair, Windows
 from minicnn.threads import get_num_threads, parallel, workspace
@@ -94,7 +94,7 @@ class Block(NamedTuple):
 
 
 # ---------------------------------------------------------------- the maps
-@has_cuda
+@has_cuda_for_real
 def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows, finish: Finish | None = None) -> Array:
     """(N, H, W, C), (3, 3, C, K), (K,) -> (N, P, Q, K) with P = H + 2 padding - 2, Q alike."""
     n, h, w, c = image.shape
@@ -139,7 +139,7 @@ def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windo
     return convolve(dy, filters[::-1, ::-1].transpose(0, 1, 3, 2), None, Windows.of(3, 1, (2 - down, 2 - right)))
 
 
-@has_cuda
+@has_cuda_for_real
 def convolve_weight_grad(image: Array, dy: Array, windows: Windows) -> Array:
     """(N, H, W, C), (N, P, Q, K) -> (3, 3, C, K): dg = G^T [ sum over tiles of (B^T d B) * (A dY A^T) ] G."""
     c, (n, p, q, k), dtype = image.shape[3], dy.shape, image.dtype

@@ -193,6 +193,7 @@ def astype(x: Any, dtype: Any) -> Any:
         return x
     if is_floating(x.dtype) and not is_floating(wanted):
         raise TypeError(f"astype: a Tensor of {x.dtype} as {wanted} has no gradient: convert its array, t.data.astype(...)")
+    x = widened(x) if is_half(wanted) else x        # the kernels know the way between float32 and either of the half types
     return converted(x, wanted, x.dtype)
 
 

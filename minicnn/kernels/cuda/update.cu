@@ -98,14 +98,15 @@ extern "C" __global__ void settle(const int* overflowed, int count, real* scalin
     }
 }
 
-// Down where a gradient overflowed, up where none has for `interval` steps. One thread.
+// Down where a gradient overflowed, up where none has for `interval` steps, as long as the inverse is not 0. One thread.
 extern "C" __global__ void adapt(real* scaling, real growth, real backoff, int interval)
 {
     if (scaling[ALL_FINITE] == 0) {
         scaling[SCALE] *= backoff;
         scaling[STAYED] = 0;
     } else if (++scaling[STAYED] >= interval) {
-        scaling[SCALE] *= growth;
+        real more = scaling[SCALE] * growth;
+        if (1 / more > 0) scaling[SCALE] = more;
         scaling[STAYED] = 0;
     }
     scaling[ALL_FINITE] = 1;
