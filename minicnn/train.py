@@ -358,12 +358,14 @@ class CapturedGradients:
 
     def __init__(self, trainer: Trainer, inputs: Any, labels: Any) -> None:
         self.inputs, self.labels = inputs.copy(), labels.copy()
-        moved = [(array, array.copy()) for array in (*self._buffers(trainer), trainer._sums)]
+        self.parameters = trainer.model.parameters()
+        self.buffers = [(layer, name) for _, layer in trainer.model.walk() for name in layer.buffer_names]
+        moved = [(array, array.copy()) for array in (*self._buffers(), trainer._sums)]
         self.graph = Captured(lambda: trainer.find_gradients(self.inputs, self.labels), trainer.model.device)
         for array, before in moved:
             array[...] = before
         self.read = self._read(trainer)
-        self.gradients = [(p, p.grad) for p in trainer.model.parameters()]
+        self.gradients = [(p, p.grad) for p in self.parameters if p.requires_grad]
         self.counted = [layer for _, layer in trainer.model.walk() if isinstance(layer, BatchNorm2d) and layer.learns(train=True)]
 
     def __call__(self, inputs: Any, labels: Any) -> None:
@@ -380,10 +382,10 @@ class CapturedGradients:
 
     def _read(self, trainer: Trainer) -> list[Any]:
         scaling = [] if trainer.scaler is None else [trainer.scaler._scaling]
-        return [*(p.data for p in trainer.model.parameters()), *self._buffers(trainer), trainer._sums, *scaling]
+        return [*(p.data for p in self.parameters), *self._buffers(), trainer._sums, *scaling]
 
-    def _buffers(self, trainer: Trainer) -> list[Any]:
-        return [getattr(layer, name) for _, layer in trainer.model.walk() for name in layer.buffer_names]
+    def _buffers(self) -> list[Any]:
+        return [getattr(layer, name) for layer, name in self.buffers]
 
 
 class Features(NamedTuple):
