@@ -264,7 +264,7 @@ def test_logits_and_gradients_are_pytorchs_in_float32(which):
     """To 1e-4, on every image. In a hundred layers some ReLU's input is 0 but for rounding, or two pixels of a window are equal but
     for it: then one library lets the gradient through, here or there, and the other does not. The logits do not feel it; for the
     gradients PyTorch takes our decisions, and where it would have decided otherwise, rounding is all that lay between."""
-    import torch
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     model, twin = lively_pair(which, np.float32)
     x, dy = images(3, *model.in_shape), images(3, 5, seed=9)
     with mc.study.record() as tape:
