@@ -99,8 +99,10 @@ class Captured(Generic[Result]):
         """What the graph's stream is asked for inside comes behind what the computing one was, and before what that will be."""
         computing = self._xp.cuda.get_current_stream()
         self._stream.wait_event(computing.record())
-        yield
-        computing.wait_event(self._stream.record())
+        try:
+            yield
+        finally:
+            computing.wait_event(self._stream.record())
 
 
 class OutOfDeviceMemory(MemoryError):

@@ -36,7 +36,7 @@ from minicnn.backend import array_module, resolve_device, to_device, to_numpy
 from minicnn.data import DataError, ImageSet, Normalize, augment, batches, channel_statistics, fitted, steps_per_epoch
 from minicnn.data.cifar import CIFAR10_CLASSES, SHAPE
 from minicnn.data.loading import NAMES
-from minicnn.kernels.precision import PRECISIONS, precision
+from minicnn.kernels.precision import PRECISIONS, half_type, precision
 from minicnn.layers import BatchNorm2d, Dropout, Sequential
 from minicnn.models import published
 from minicnn.threads import num_threads
@@ -615,6 +615,7 @@ def begin(source: str = "digits", root: PathLike | None = None, *, model: str | 
         raise ValueError("cuda_graph captures what a GPU is asked for, and this run is on the CPU: leave it out")
     if config.precision != "fp32" and device == "cpu":
         raise ValueError(f"precision={config.precision} is how a GPU computes, and this run is on the CPU: leave it out")
+    half_type(config.precision)                 # raises where NumPy does not know it, before a folder is made
     model = model or default_model(in_shape)
     about: dict[str, Any] = {
         "model": model, "model_options": before.get("model_options", form if body else model_options(model, in_shape)),

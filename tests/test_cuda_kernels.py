@@ -28,6 +28,7 @@ from minicnn import backend, kernels
 from minicnn.kernels import cuda, precision
 from minicnn.kernels.cuda import gemm as gemm_module
 from minicnn.kernels.cuda import source
+from minicnn.kernels.cuda.cublas import Direct
 from minicnn.kernels.cuda.gemm import gemm
 from minicnn.kernels.cuda.launch import launch
 from minicnn.kernels.windows import Windows
@@ -352,6 +353,55 @@ def test_cublas_numbers_are_cupys():
     assert gemm_module.DATA == {"f": runtime.CUDA_R_32F, "d": runtime.CUDA_R_64F, "e": runtime.CUDA_R_16F, "E": runtime.CUDA_R_16BF}
     for ours, theirs in ((cushim.gemm_ex, cublas.gemmEx), (cushim.gemm_strided_batched_ex, cublas.gemmStridedBatchedEx)):
         assert theirs.__doc__.count(",") == len(inspect.signature(ours).parameters) - 1
+
+
+class Library:
+    """cuBLAS's C functions, which the stand-in computes; what they are given comes as ctypes' numbers."""
+
+    def __init__(self):
+        self.streams = []
+
+    def cublasSetStream_v2(self, handle, stream):       # noqa: N802 (cuBLAS's names)
+        self.streams.append((handle.value, stream.value))
+        return 0
+
+    def cublasGemmEx(self, *arguments):                 # noqa: N802
+        cushim.gemm_ex(*(a.value for a in arguments))
+        return 0
+
+    def cublasGemmStridedBatchedEx(self, *arguments):   # noqa: N802
+        cushim.gemm_strided_batched_ex(*(a.value for a in arguments))
+        return 0
+
+
+@needs_compiler
+def test_cublas_asked_for_past_cupy_is_given_the_same(monkeypatch):
+    """As while a step is captured, for which CuPy calls no cuBLAS."""
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    direct = Direct(Library())
+    monkeypatch.setattr(gemm_module, "cublas_of", lambda xp: direct.on(99))
+    many, one = gemm(put(a), put(b).transpose(0, 2, 1)), gemm(put(a[0]).T, put(b[0]))
+    np.testing.assert_allclose(backend.to_numpy(many), a @ b.transpose(0, 2, 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(backend.to_numpy(one), a[0].T @ b[0], rtol=1e-5, atol=1e-6)
+    assert direct.library.streams == [(cushim.HANDLE, 99)] * 2
+    direct.library.cublasGemmEx = lambda *arguments: 13
+    with pytest.raises(RuntimeError, match="cublasGemmEx answers with status 13"):
+        gemm(put(a[0]), put(b[0]))
+
+
+def test_the_cublas_of_cupy_is_found_and_has_the_functions():
+    pytest.importorskip("cupy", reason="needs an installed CuPy with cuBLAS, not a GPU")
+    from minicnn.kernels.cuda import cublas
+    try:
+        direct = cublas._direct()
+    except Exception as error:                          # as the finder likes
+        pytest.skip(f"no cuBLAS is found: {error}")
+    with pytest.raises(RuntimeError, match="cublasSetStream_v2 answers with status 1"):     # there is no handle
+        direct.on(0).gemmEx(*([0] * len(cublas.PRODUCT)))
+    for name, kinds in (("cublasGemmEx", cublas.PRODUCT), ("cublasGemmStridedBatchedEx", cublas.PRODUCTS)):
+        assert getattr(direct.library, name)(*(kind(0) for kind in kinds)) == 1
+    for theirs, ours in ((cushim.gemm_ex, cublas.PRODUCT), (cushim.gemm_strided_batched_ex, cublas.PRODUCTS)):
+        assert len(inspect.signature(theirs).parameters) == len(ours)
 
 
 def test_streams_and_graphs_are_cupys():

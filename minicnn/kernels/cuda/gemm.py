@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, array_module, real_of
+from minicnn.kernels.cuda.cublas import cublas_of
 from minicnn.kernels.precision import get_precision
 
 # cudaDataType_t and cublasComputeType_t, by the type of the factors; half precision is added up in float32
@@ -61,7 +62,7 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, accumulate: bool = Fal
         raise ValueError(f"gemm: out {tuple(out.shape)} with strides {out.strides} must have rows that lie in one piece")
     kind, factors = a.dtype.char, _factors[a.dtype.char]
     one, beta = factors[1:].ctypes.data, factors[int(accumulate):].ctypes.data
-    cublas, handle = xp.cuda.cublas, xp.cuda.device.get_cublas_handle()
+    cublas, handle = cublas_of(xp), xp.cuda.device.get_cublas_handle()
     common: list[Any] = [handle, right.transposed, left.transposed, n, m, k, one]
     how = COMPUTE_TF32 if kind == "f" and get_precision() == "tf32" else COMPUTE[kind], DEFAULT_ALGORITHM
     data, made = DATA[kind], DATA[out.dtype.char]
