@@ -220,8 +220,8 @@ class GradScaler:
         s L -> backward -> s g,     then  s g / s  moves the parameters
 
     A step whose gradients are not all finite is left out, and s multiplied by `backoff_factor`; behind `growth_interval` steps in a
-    row that were not left out, by `growth_factor`. All of this happens on the device, and nobody waits for it (but an optimiser with
-    an `update` of its own). Of AdamW, a step that is left out counts among its steps all the same, unlike PyTorch's: the first
+    row that were not left out, by `growth_factor`. All of this happens on the device, and nobody waits for it (but an optimiser
+    with an `update` of its own). Of AdamW, a step that is left out counts among its steps all the same, unlike PyTorch's: the first
     are shorter then. As PyTorch's:
 
         scaler.scale(loss).backward()
