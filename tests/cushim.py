@@ -185,7 +185,7 @@ class Stream:
 
     current: Stream
     main: Stream
-    library: Any                                # the stand-in
+    standin: Any                                # whose arrays it computes with
 
     def __init__(self, non_blocking: bool = False) -> None:
         self.copies: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
@@ -222,10 +222,10 @@ class Stream:
     def begin_capture(self) -> None:
         if self is Stream.main or Stream.current is not self:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported: a stream of its own is captured, and the current one")
-        self.library.orders, self.library.kept = [], []
+        self.standin.orders, self.standin.kept = [], []
 
     def end_capture(self) -> Graph:
-        orders, kept, self.library.orders, self.library.kept = self.library.orders, self.library.kept, None, None
+        orders, kept, self.standin.orders, self.standin.kept = self.standin.orders, self.standin.kept, None, None
         return Graph(orders, kept)
 
 
@@ -243,7 +243,7 @@ class Graph:
 
 def later_or_now(order: Callable[[], object]) -> None:
     """Do it; while a stream is captured, when its graph is launched."""
-    later = Stream.library.orders
+    later = Stream.standin.orders
     order() if later is None else later.append(order)
 
 
@@ -339,7 +339,7 @@ def with_cuda() -> Any:
         Stream.current.copy(there._host, a)
         return there
 
-    Stream.library, module.kept = module, None
+    Stream.standin, module.kept = module, None
     module.ndarray.__init__, module.asarray = counted, sent
     module.RawModule, module.get_default_memory_pool = RawModule, lambda: memory.default
     module.cuda = SimpleNamespace(

@@ -383,8 +383,8 @@ def test_cublas_asked_for_past_cupy_is_given_the_same(monkeypatch):
     many, one = gemm(put(a), put(b).transpose(0, 2, 1)), gemm(put(a[0]).T, put(b[0]))
     np.testing.assert_allclose(backend.to_numpy(many), a @ b.transpose(0, 2, 1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(backend.to_numpy(one), a[0].T @ b[0], rtol=1e-5, atol=1e-6)
-    assert direct.library.streams == [(cushim.HANDLE, 99)] * 2
-    direct.library.cublasGemmEx = lambda *arguments: 13
+    assert direct.functions.streams == [(cushim.HANDLE, 99)] * 2
+    direct.functions.cublasGemmEx = lambda *arguments: 13
     with pytest.raises(RuntimeError, match="cublasGemmEx answers with status 13"):
         gemm(put(a[0]), put(b[0]))
 
@@ -399,7 +399,7 @@ def test_the_cublas_of_cupy_is_found_and_has_the_functions():
     with pytest.raises(RuntimeError, match="cublasSetStream_v2 answers with status 1"):     # there is no handle
         direct.on(0).gemmEx(*([0] * len(cublas.PRODUCT)))
     for name, kinds in (("cublasGemmEx", cublas.PRODUCT), ("cublasGemmStridedBatchedEx", cublas.PRODUCTS)):
-        assert getattr(direct.library, name)(*(kind(0) for kind in kinds)) == 1
+        assert getattr(direct.functions, name)(*(kind(0) for kind in kinds)) == 1
     for theirs, ours in ((cushim.gemm_ex, cublas.PRODUCT), (cushim.gemm_strided_batched_ex, cublas.PRODUCTS)):
         assert len(inspect.signature(theirs).parameters) == len(ours)
 

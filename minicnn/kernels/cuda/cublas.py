@@ -21,8 +21,8 @@ PRODUCTS = (ADDRESS, INT, INT, INT, INT, INT, ADDRESS, *STRIDED, *STRIDED, ADDRE
 class Direct:
     """The C library behind the names of `cupy.cuda.cublas`, for one stream at a time."""
 
-    def __init__(self, library: Any) -> None:
-        self.library = library
+    def __init__(self, functions: Any) -> None:
+        self.functions = functions
 
     def on(self, stream: int) -> Direct:
         """The same, for what is asked for next on this stream, by its address."""
@@ -41,7 +41,7 @@ class Direct:
         handle = ADDRESS(arguments[0])
         given = [kind(argument) for kind, argument in zip(kinds, arguments, strict=True)]
         for function, values in (("cublasSetStream_v2", [handle, ADDRESS(self.stream)]), (name, given)):
-            if status := getattr(self.library, function)(*values):
+            if status := getattr(self.functions, function)(*values):
                 raise RuntimeError(f"{function} answers with status {status}")
 
 
