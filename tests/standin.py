@@ -15,6 +15,7 @@ Imitated:
   correction=, as_strided's writeable=, device=); every ufunc.reduce but add's and multiply's; array flags to write to.
 - Integer index arrays that point outside wrap around instead of raising, so that an unchecked label does harm here too.
 - New results of ufuncs, `where` and reductions are C-contiguous whatever their inputs were; views are NumPy's views.
+- `ascontiguousarray` of an array without axes gives it one.
 - No floating-point warnings; dtypes are numbers and booleans only.
 
 Stricter than CuPy: functions refuse NumPy arrays everywhere (CuPy's `sum` hands them to their own method; assignment
@@ -507,6 +508,8 @@ def asnumpy(a: Any) -> Any:
 
 def ascontiguousarray(a: Any, dtype: Any = None) -> Any:
     a = asarray(a, dtype)
+    if not a.ndim:
+        return a.reshape(1)                                         # CuPy's have an axis, as NumPy's have
     return a if a.flags.c_contiguous else a.copy()
 
 

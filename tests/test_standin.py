@@ -337,7 +337,7 @@ def test_the_same_array_comes_back_where_nothing_is_to_do(a):
     assert a.astype(np.float32, copy=False) is a
     assert a.astype(np.float32) is not a
     assert xp.ascontiguousarray(a) is a
-    assert xp.ascontiguousarray(xp.asarray(1.0)).shape == ()
+    assert xp.ascontiguousarray(xp.asarray(1.0)).shape == (1,)
     assert xp.ascontiguousarray(a.T).flags.c_contiguous
 
 

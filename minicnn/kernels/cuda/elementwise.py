@@ -37,13 +37,16 @@ def add_relu(a: Array, b: Array) -> Array:
 
 def cast(x: Array, dtype: np.dtype[Any]) -> Array:
     """The same numbers in another type, one of the two float32: a half one is widened, or float32 rounded to it."""
-    xp, order = array_module(x), memory_order(x)
-    laid = xp.ascontiguousarray(x.transpose(order))
-    out = xp.empty(laid.shape, dtype)
-    kernel = "narrow" if is_half(dtype) else "widen"
-    fours = in_fours(out.size, laid, out)
-    launch("elementwise", f"{kernel}{fours}", over(out.size // 4 if fours else out.size), THREADS, laid, out, out.size)
-    return out.transpose(sorted(range(x.ndim), key=order.__getitem__))
+    xp = array_module(x)
+
+    def filled(order: list[int]) -> Array:
+        laid = xp.ascontiguousarray(x.transpose(order)).reshape(-1)
+        out = xp.empty(laid.shape, dtype)
+        kernel, fours = "narrow" if is_half(dtype) else "widen", in_fours(out.size, laid, out)
+        launch("elementwise", f"{kernel}{fours}", over(out.size // 4 if fours else out.size), THREADS, laid, out, out.size)
+        return out.reshape([x.shape[axis] for axis in order])
+
+    return laid_out_like(x, filled)
 
 
 def accumulate(a: Array, b: Array) -> None:
