@@ -70,7 +70,12 @@ def affine_pass(x: Array, scale: Array | None, shift: Array | None, residual: Ar
 
 def in_fours(count: int, *arrays: Array | None) -> str:
     """"_by_fours", the ending of kernels that read four numbers at once, where counts and arrays allow it, else ""."""
-    return "" if count % 4 or any(array is not None and array.data.ptr % four_bytes(array) for array in arrays) else "_by_fours"
+    if count % 4:
+        return ""
+    for array in arrays:
+        if array is not None and array.data.ptr % four_bytes(array.itemsize):
+            return ""
+    return "_by_fours"
 
 
 def in_columns(count: int, channels: int, fours: str) -> tuple[int, tuple[int, int]]:

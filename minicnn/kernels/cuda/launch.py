@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import threading
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, array_module, is_array, real_of
+from minicnn.backend import array_module, is_array, real_of
 from minicnn.kernels.blocks import slices
 from minicnn.kernels.cuda import source
 
@@ -24,6 +24,7 @@ STORED, REAL = ("stored*", "StoredFour*"), ("real*", "Four*")          # what po
 
 # Of numbers, and of what pointers point at; a list of addresses points at integers.
 _types: dict[str, np.dtype[Any]] = {"int": np.dtype(np.int32), "long long": np.dtype(np.int64), "real*": np.dtype(np.int64)}
+_null = np.int64(0)
 _names = {"f": "float", "d": "double", "E": "bf16", "e": "fp16"}       # of types of numbers, in the sources
 _loading = threading.Lock()
 
@@ -39,22 +40,34 @@ def launch(file: str, kernel: str, blocks: int | tuple[int, ...], threads: int |
     if len(arguments) != len(parameters):
         raise TypeError(f"{file}.cu: {kernel} takes {len(parameters)} arguments, not {len(arguments)}: "
                         f"{', '.join(p.name for p in parameters)}")
-    given = [(p.kind, a) for p, a in zip(parameters, arguments) if a is not None]
-    first = next((a for kind, a in given if kind in STORED), None)
-    if first is None:
-        first = next(a for kind, a in given if kind in REAL)
+    first = next(arguments[i] for i in _telling(file, kernel) if arguments[i] is not None)
     run(array_module(first), first.dtype, file, kernel, blocks, threads, *arguments)
 
 
 def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: int | tuple[int, ...],
         threads: int | tuple[int, ...], *arguments: Any) -> None:
     """The same where no argument tells the library and the type of what is stored, as with lists of addresses."""
-    grid, block = (size if isinstance(size, tuple) else (size,) for size in (blocks, threads))
+    grid = blocks if isinstance(blocks, tuple) else (blocks,)
     if 0 in grid:
         return
-    made = [_argument(f"{file}.cu: {kernel}", parameter, value, stored)
-            for parameter, value in zip(source.signatures(file)[kernel], arguments, strict=True)]
-    _function(xp, file, kernel, stored.char)(grid, block, tuple(made))
+    function, slots = _started(xp, file, kernel, stored)
+    ndarray = xp.ndarray
+    made: list[Any] = []
+    # A training step hands over some thousand arguments: what is looked at here, without a further call, is what the host's time goes to.
+    for slot, value in zip(slots, arguments, strict=True):
+        kind, _, dtype, multiple = slot
+        if multiple:
+            fits = value is None or (type(value) is ndarray and value.dtype == dtype and value.flags.c_contiguous
+                                     and not value.data.ptr % multiple)
+            made.append(_null if value is None else value)
+        elif kind == "real":
+            fits = True
+            made.append(dtype.type(value))
+        elif fits := isinstance(value, (int, np.integer)) and (kind != "int" or -1 << 31 <= value < 1 << 31):
+            made.append(_integer(dtype, value))
+        if not fits:
+            raise _misfit(f"{file}.cu: {kernel}", slot, value)
+    function(grid, threads if isinstance(threads, tuple) else (threads,), tuple(made))
 
 
 def over(count: int) -> int:
@@ -67,41 +80,57 @@ def in_runs(n: int, of_each: int, most: int) -> list[slice]:
     return list(slices(n, most // max(1, of_each))) or [slice(0, 0)]
 
 
-def _argument(kernel: str, parameter: source.Parameter, value: Any, stored: np.dtype[Any]) -> Any:
-    """What CuPy is handed for a parameter: the array itself, or a NumPy number of the parameter's very size."""
+class Slot(NamedTuple):
+    """A parameter of a kernel for one type of what is stored. Of a pointer: of what, and at a multiple of how many bytes it must begin;
+    of a number (multiple 0): its own type."""
+
+    kind: str
+    name: str
+    dtype: np.dtype[Any]
+    multiple: int
+
+
+def _slot(parameter: source.Parameter, stored: np.dtype[Any]) -> Slot:
     kind, name = parameter
-    if kind.endswith("*"):
-        if value is None:
-            return np.int64(0)                                              # a null pointer
+    dtype = stored if kind in STORED else real_of(stored) if kind in (*REAL, "real") else _types[kind.removesuffix("*")]
+    return Slot(kind, name, dtype, 0 if not kind.endswith("*") else four_bytes(dtype.itemsize) if kind.endswith("Four*") else 1)
+
+
+def _misfit(kernel: str, slot: Slot, value: Any) -> TypeError | ValueError:
+    """What to say of an argument that does not fit its slot."""
+    kind, name, dtype, multiple = slot
+    if multiple:
         if not is_array(value):
-            raise TypeError(f"{kernel}: {name} is a pointer ({kind}) and takes an array, not {type(value).__name__}")
-        expected = stored if kind in STORED else real_of(stored) if kind in REAL else _types[kind.removesuffix("*")]
-        if value.dtype != expected:
-            raise TypeError(f"{kernel}: {name} takes an array of {expected}, not of {value.dtype}")
+            return TypeError(f"{kernel}: {name} is a pointer ({kind}) and takes an array, not {type(value).__name__}")
+        if value.dtype != dtype:
+            return TypeError(f"{kernel}: {name} takes an array of {dtype}, not of {value.dtype}")
         if not value.flags.c_contiguous:
-            raise ValueError(f"{kernel}: {name} {tuple(value.shape)} does not lie in one piece, with strides {value.strides}; the "
-                             "kernel reads it as if it did: make it contiguous first")
-        if kind.endswith("Four*") and value.data.ptr % four_bytes(value):
-            raise ValueError(f"{kernel}: {name} does not begin at a multiple of {four_bytes(value)} bytes")
-        return value
-    if kind == "real":
-        return np.asarray(value, real_of(stored))[()]
+            return ValueError(f"{kernel}: {name} {tuple(value.shape)} does not lie in one piece, with strides {value.strides}; the "
+                              "kernel reads it as if it did: make it contiguous first")
+        if value.data.ptr % multiple:
+            return ValueError(f"{kernel}: {name} does not begin at a multiple of {multiple} bytes")
+        return TypeError(f"{kernel}: {name} takes an array of the library of the others, not {type(value).__name__}")
     if not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{kernel}: {name} takes an integer, not {value!r}")
-    if not -1 << 31 <= value < 1 << 31 and kind == "int":
-        raise ValueError(f"{kernel}: {name}={value} is too large for a 32-bit integer: cut the work into smaller parts")
-    return _integer(kind, value)
+        return TypeError(f"{kernel}: {name} takes an integer, not {value!r}")
+    return ValueError(f"{kernel}: {name}={value} is too large for a 32-bit integer: cut the work into smaller parts")
 
 
-def four_bytes(array: Array) -> int:
+def four_bytes(itemsize: int) -> int:
     """At a multiple of how many bytes an array must begin to be read by fours, as common.cuh has it."""
-    return min(16, 4 * int(array.itemsize))
+    return min(16, 4 * itemsize)
 
 
 @functools.lru_cache(maxsize=4096)
-def _integer(kind: str, value: int) -> Any:
+def _integer(dtype: np.dtype[Any], value: int) -> Any:
     """A number in the kernel's own size; the same few come again and again."""
-    return np.asarray(value, _types[kind])[()]
+    return dtype.type(value)
+
+
+@functools.cache
+def _telling(file: str, kernel: str) -> list[int]:
+    """The places of the arguments that may tell the library and the type: what is stored, then what is computed in."""
+    kinds = [parameter.kind for parameter in source.signatures(file)[kernel]]
+    return [i for telling in (STORED, REAL) for i, kind in enumerate(kinds) if kind in telling]
 
 
 @functools.cache
@@ -111,6 +140,8 @@ def _module(xp: ModuleType, file: str, stored: str) -> Any:
 
 
 @functools.cache
-def _function(xp: ModuleType, file: str, kernel: str, stored: str) -> Any:
+def _started(xp: ModuleType, file: str, kernel: str, stored: np.dtype[Any]) -> tuple[Any, list[Slot]]:
+    """The compiled kernel, and what it takes."""
+    slots = [_slot(parameter, stored) for parameter in source.signatures(file)[kernel]]
     with _loading:                      # compiling takes a second, and need not be done by two threads
-        return _module(xp, file, stored).get_function(kernel)
+        return _module(xp, file, stored.char).get_function(kernel), slots
