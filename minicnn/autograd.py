@@ -30,6 +30,7 @@ import functools
 import html
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -124,8 +125,11 @@ class Node:
         self.born = next(_clock)
         self.grad: Tensor | None = None
 
-    def pull(self, dy: Any, leads: set[Node], create_graph: bool) -> Iterator[tuple[Node, Any, bool]]:
-        """Yield (parent, its gradient, is the array nobody else's?) for the parents in `leads`; compute nothing else."""
+    def pull(self, dy: Any, leads: set[Node], create_graph: bool, written: set[Node]) -> Iterator[tuple[Node, Any, bool]]:
+        """Yield (parent, its gradient, is the array nobody else's?) for the parents in `leads`; compute nothing else.
+
+        The last is asked for the nodes in `written` alone, and no for the others.
+        """
         assert self.op is not None and self.saved is not None
         saved = self._tied() if create_graph else self.saved
         asked = {key for key, parent in self.parents.items() if parent in leads}
@@ -140,10 +144,11 @@ class Node:
             gradients = rule.function(dy, **{name: names if name == "wanted" else saved[name] for name in rule.names})
             flat = rule.by_key(gradients, self.parents)
             for key in sorted(wanted, key=str):
-                g = _as_array(flat[key])
-                _check_gradient(rule, key, g, self.parents[key])
-                others = (dy, *self.saved.values(), *(other for k, other in flat.items() if k != key))
-                yield self.parents[key], g, not create_graph and _is_its_own(g, others)
+                g, parent = _as_array(flat[key]), self.parents[key]
+                _check_gradient(rule, key, g, parent)
+                own = not create_graph and parent in written and _is_its_own(
+                    g, (dy, *self.saved.values(), *(other for k, other in flat.items() if k != key)))
+                yield parent, g, own
         if asked:
             raise TypeError(f"{self.op.__name__} has no backward of second order for {sorted(map(_argument, asked))}: "
                             "one registered with fused=True serves the first order alone; register another beside it, made of ops")
@@ -620,8 +625,11 @@ def _propagate(seeds: Sequence[tuple[Tensor, Tensor | None]], targets: set[Node]
         if any(parent in leads for parent in node.parents.values()):
             leads.add(node)
 
+    arrivals = Counter(itertools.chain((output.node for output, _ in checked), *(node.parents.values() for node in order)))
+    written = targets | {node for node, count in arrivals.items() if node and count > 1}    # whose gradient goes out or is added to
+
     gradients: dict[Node, Any] = {}
-    owned: set[Node] = set()                            # whose gradient is an array that nobody else has
+    owned: set[Node] = set()                            # of these: whose gradient is an array that nobody else has
     found: dict[Node, Any] = {}
 
     def deposit(node: Node, g: Any, fresh: bool) -> None:
@@ -653,7 +661,7 @@ def _propagate(seeds: Sequence[tuple[Tensor, Tensor | None]], targets: set[Node]
                 # A leaf never shares its gradient's memory with anyone.
                 found[node] = dy if create_graph or node in owned else dy.copy()
             if any(parent in leads for parent in node.parents.values()):
-                pulled = node.pull(dy, leads, create_graph)
+                pulled = node.pull(dy, leads, create_graph, written)
                 for parent, g, fresh in pulled if watcher is None else watcher.pulled(node, dy, pulled):
                     deposit(parent, g, fresh)
                 if not retain_graph:

@@ -76,10 +76,10 @@ def test_the_table_covers_every_backward_of_every_op(monkeypatch):
     """Each registered backward, composed and fused, runs for some case: a new op without a case fails here."""
     covered, pull = set(), Node.pull
 
-    def watched(self, dy, leads, create_graph):
+    def watched(self, dy, leads, create_graph, written):
         covered.update((self.op.__name__, key if isinstance(key, str) else key[0], bool(self.op.fused) and not create_graph)
                        for key, parent in self.parents.items() if parent in leads)
-        return pull(self, dy, leads, create_graph)
+        return pull(self, dy, leads, create_graph, written)
 
     monkeypatch.setattr(Node, "pull", watched)
     for case in CASES:

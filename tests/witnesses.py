@@ -91,10 +91,10 @@ def nothing_written() -> Iterator[None]:
     """While a backward runs, its output gradient and all that the tape saved for it are read-only."""
     pull = Node.pull
 
-    def guarded(self: Node, dy: Any, leads: Any, create_graph: bool) -> Any:
+    def guarded(self: Node, dy: Any, *how: Any) -> Any:
         assert self.saved is not None
         with read_only(dy, *self.saved.values()):
-            return iter(list(pull(self, dy, leads, create_graph)))
+            return iter(list(pull(self, dy, *how)))
 
     Node.pull = guarded  # type: ignore[assignment, method-assign]
     try:

@@ -23,6 +23,8 @@ Pair = tuple[int, int]
 
 def pair(value: Any, name: str, least: int = 0) -> Pair:
     """An int or a pair of ints, as a pair; ValueError when it is neither or below `least`."""
+    if type(value) is int and value >= least:                   # nearly always
+        return value, value
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(sizes) != 2 or not all(_is_int(n) and n >= least for n in sizes):
         raise ValueError(f"{name}={value!r}: give one integer, or a pair (rows, columns), of at least {least}")

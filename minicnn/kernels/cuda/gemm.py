@@ -25,7 +25,8 @@ COMPUTE_TF32 = 77
 NO_TRANSPOSE, TRANSPOSE = 0, 1
 DEFAULT_ALGORITHM = -1
 
-_factors = {kind: np.array([0, 1], "d" if kind == "d" else "f") for kind in DATA}      # 0 and 1, where cuBLAS may read them
+_factors = {kind: np.array([0, 1], "d" if kind == "d" else "f") for kind in DATA}      # 0 and 1, where cuBLAS may read them,
+_addresses = {kind: (array[:1].ctypes.data, array[1:].ctypes.data) for kind, array in _factors.items()}     # and where that is
 
 
 class Operand(NamedTuple):
@@ -60,8 +61,9 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, accumulate: bool = Fal
     left, right, into = operand(a), operand(b), operand(out)
     if into.transposed or into.array is not out:
         raise ValueError(f"gemm: out {tuple(out.shape)} with strides {out.strides} must have rows that lie in one piece")
-    kind, factors = a.dtype.char, _factors[a.dtype.char]
-    one, beta = factors[1:].ctypes.data, factors[int(accumulate):].ctypes.data
+    kind = a.dtype.char
+    zero, one = _addresses[kind]
+    beta = one if accumulate else zero
     cublas, handle = cublas_of(xp), xp.cuda.device.get_cublas_handle()
     common: list[Any] = [handle, right.transposed, left.transposed, n, m, k, one]
     how = COMPUTE_TF32 if kind == "f" and get_precision() == "tf32" else COMPUTE[kind], DEFAULT_ALGORITHM

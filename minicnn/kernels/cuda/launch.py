@@ -53,7 +53,7 @@ def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: i
     function, slots = _started(xp, file, kernel, stored)
     ndarray = xp.ndarray
     made: list[Any] = []
-    # A training step hands over some thousand arguments: what is looked at here, without a further call, is what the host's time goes to.
+    # A training step hands over some thousand arguments, and a small model waits for it: so they are looked at here, in one loop.
     for slot, value in zip(slots, arguments, strict=True):
         kind, _, dtype, multiple = slot
         if multiple:
@@ -81,8 +81,10 @@ def in_runs(n: int, of_each: int, most: int) -> list[slice]:
 
 
 class Slot(NamedTuple):
-    """A parameter of a kernel for one type of what is stored. Of a pointer: of what, and at a multiple of how many bytes it must begin;
-    of a number (multiple 0): its own type."""
+    """A parameter of a kernel, for one type of what is stored.
+
+    Of a pointer: what it points at, and at a multiple of how many bytes it must begin. Of a number: its own type; multiple is 0.
+    """
 
     kind: str
     name: str
