@@ -63,7 +63,8 @@ class Captured(Generic[Result]):
     step: what is captured, Python's part of which runs here and never again. So it reads arrays that stay where they are, and are
     filled before each call; what it makes lies, from call to call, in the arrays of `result`, what it returned. It must not wait
     for the device, nor send it anything: neither labels from the host nor a dropout's mask. It runs twice before it is captured,
-    so that all is compiled, and what it moves has moved.
+    so that all is compiled, and what it moves has moved. It is kept, and so are the arrays that it reads: the graph knows them by
+    their addresses alone.
     Raises RuntimeError where the step cannot be captured; ValueError on a device without graphs.
     Source: NVIDIA, CUDA C++ Programming Guide, "CUDA Graphs".
     """
@@ -72,6 +73,7 @@ class Captured(Generic[Result]):
         xp = library_of(device)
         if not hasattr(xp, "RawModule"):
             raise ValueError(f'a step is captured on a GPU, and not on "{device}"')
+        self._step = step
         self._xp, self._stream, self._pool = xp, xp.cuda.Stream(non_blocking=True), xp.cuda.MemoryPool()
         with self._in_turn(), self._stream, xp.cuda.using_allocator(self._pool.malloc):     # kept for the graph, address by address
             for _ in range(2):

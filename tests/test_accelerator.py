@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
+import weakref
 from unittest import mock
 
 import cushim
 import numpy as np
 import pytest
 
-from minicnn import accelerator, backend, kernels, models, train
+from minicnn import Tensor, accelerator, backend, kernels, models, train
 from minicnn.data import ImageSet
 from minicnn.train import Config, Trainer
 
@@ -176,6 +178,18 @@ def test_a_captured_step_does_the_same_again(where):
     assert len(ran) == 3 and result is again.result
     assert backend.to_numpy(result).tolist() == [[7, 7, 7], [0, 0, 0]]
     assert backend.to_numpy(total).tolist() == [12, 20, 28 + 2]     # of 5 - 4, once
+
+
+def test_what_a_captured_step_reads_stays_where_it_is(where):
+    """The graph has addresses: of an array that were given back, it would read whatever comes to lie there."""
+    def captured():
+        x = Tensor(backend.to_device(np.ones(3, np.float32), where))
+        return accelerator.Captured(lambda: x.data + x.data, where), weakref.ref(x)
+
+    again, x = captured()
+    gc.collect()
+    assert x() is not None
+    assert backend.to_numpy(again()).tolist() == [2, 2, 2]
 
 
 def test_what_cannot_be_captured_says_why_and_the_device_goes_on(where):
