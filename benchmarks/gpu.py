@@ -183,6 +183,8 @@ def kernels(device: str, quick: bool, until: float, found: dict[str, Any], keep:
                 document = results.read(str(file))
                 found["rows"] += document["results"]
                 found["roofline"] |= document["roofline"]
+                if device not in document["roofline"]:
+                    found["problems"].append(f"{' '.join(words)}, batch {batch}: on the CPU alone. {done.stderr.strip()[-300:]}")
                 found["the GPU is faster from batch"] = crossings(found["rows"])
         keep()
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import train
+from minicnn import backend, train
 from minicnn.bench import results
 from minicnn.threads import cores
 
@@ -149,10 +149,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--pytorch", action="store_true", help="PyTorch in place of minicnn")
+    parser.add_argument("--commit", help="which commit this is, where the files lie without their history")
     args = parser.parse_args(arguments)
     args.folder.mkdir(parents=True, exist_ok=True)
-    keep(args.folder, "setting", **results.environment(cores(), ["cuda"] if args.device == "cuda" else ["cpu"]),
-         epochs=args.epochs, precision=args.precision, recipe=RECIPE)
+    on_gpu = args.device != "cpu" and backend.cuda_status().available
+    surroundings = results.environment(cores(), ["cuda" if on_gpu else "cpu"]) | ({"commit": args.commit} if args.commit else {})
+    keep(args.folder, "setting", **surroundings | {"epochs": args.epochs, "precision": args.precision, "recipe": RECIPE})
     library: str = "PyTorch" if args.pytorch else "minicnn"
     part: Callable[..., dict[str, Any] | None] = pytorch if args.pytorch else ours
     done: dict[str, Any] | None = part(args, time.monotonic() + 60 * args.minutes)

@@ -6,6 +6,11 @@ import os
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+import hostcuda
+
+if hostcuda.wanted():           # before anything imports CuPy
+    hostcuda.install()
+
 import cushim
 import hypothesis
 import pytest

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import sys
 import weakref
 from unittest import mock
 
 import cushim
+import hostcuda
 import numpy as np
 import pytest
 
@@ -89,6 +91,24 @@ def test_steps_never_wait_for_the_device(library):
         trainer.fit(on_step=lambda trainer: waits.append(list(syncs)))
     assert len(waits) == 3 and waits[-1] == []
     assert syncs                                            # of the evaluation, and of the epoch's figures
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:cupyx.allow_synchronize")       # it misses some: those that the host counts
+def test_cupy_waits_for_nothing_in_a_training_step():
+    """From the second step on, since the first sends the optimiser's tables."""
+    waits = importlib.import_module("hostcuda_runtime").waits if hostcuda.wanted() else lambda: 0
+    refused, counts = contextlib.ExitStack(), []
+
+    def look(_):
+        counts.append(waits())
+        if len(counts) == 1:
+            refused.enter_context(importlib.import_module("cupyx").allow_synchronize(False))
+        elif len(counts) == 4:
+            refused.close()
+
+    Trainer(small_resnet("cuda"), images(32), images(4), Config(epochs=1, batch_size=8)).fit(on_step=look)
+    assert len(counts) == 4 and counts[1] == counts[3]
 
 
 @NO_COMPILER

@@ -5,10 +5,12 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minicnn import models
 from minicnn.bench import cases
+from minicnn.data.cifar import CIFAR10_CLASSES
 from minicnn.kernels.cuda import source
 
 REPOSITORY = Path(__file__).parent.parent
@@ -27,19 +29,22 @@ def test_the_readme_says_what_is_known_of_the_gpu(module):
         "paste what `python benchmarks/gpu.py --table` prints into the README")
 
 
-def test_everything_runs_in_small(module, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_everything_runs_in_small(module, monkeypatch, tmp_path, capsys, device):
     gpu = module("gpu")
     monkeypatch.setattr(gpu, "MODELS", {"resnet20": 2})
     monkeypatch.setattr(gpu, "SELECTIONS", (("conv2d", "resnet20"),))
     monkeypatch.setattr(gpu, "BATCHES", (1,))
     file = tmp_path / "out.json"
-    assert gpu.main(["--quick", "--device", "cpu", "--no-pytorch", "--json", str(file), "--commit", "abc"]) == 0
+    assert gpu.main(["--quick", "--device", device, "--no-pytorch", "--json", str(file), "--commit", "abc"]) == 0
     found = json.loads(file.read_text())
     assert found["hash"] == source.digest() and found["environment"]["commit"] == "abc" and "left out" not in found
     assert [(row["task"], row["precision"], len(row["seconds"]["minicnn"])) for row in found["models"]] == [
-        ("inference", "fp32", 2), ("training step", "fp32", 2)]
+        (task, how, 2) for how in (gpu.PRECISIONS if device == "cuda" else ["fp32"]) for task in ("inference", "training step")]
+    assert all(row["problems"] == {} for row in found["models"])
+    assert sum("captured" in row["seconds"] for row in found["models"]) == (len(gpu.PRECISIONS) if device == "cuda" else 0)
     assert {row["kernel"] for row in found["kernels"]["rows"]} == {"conv2d"} and found["kernels"]["problems"] == []
-    assert found["kernels"]["roofline"].keys() == {"cpu"}
+    assert found["kernels"]["roofline"].keys() == {"cpu", device}
     assert "| resnet20 | 2 | fp32 |" in capsys.readouterr().out
 
 
@@ -137,3 +142,22 @@ def test_a_training_in_parts_ends_as_one_in_one_piece(module, tmp_path, library,
     assert "the time is up; the same command goes on" in capsys.readouterr().out
     assert ends[0]["epochs"] == ends[1]["epochs"] == 2 and ends[0]["of"] == 360
     assert ends[0]["right"] == ends[1]["right"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_on_a_gpu_keeps_what_it_ran_on(module, tmp_path, precision):
+    image_module = pytest.importorskip("PIL.Image")
+    for part, count in (("train", 2), ("test", 1)):
+        for name in CIFAR10_CLASSES:
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                image_module.fromarray(pixels).save(folder / f"{i}.png")
+    script = module("train_cifar10")
+    assert script.main([str(tmp_path / "run"), "--root", str(tmp_path / "images"), "--epochs", "1", "--device", "cuda",
+                        "--precision", precision, "--commit", "abc"]) == 0
+    setting, ours = (script.kept(tmp_path / "run")[what] for what in ("setting", "minicnn"))
+    assert setting["precision"] == precision and setting["commit"] == "abc" and setting["GPU"] and setting["CuPy"]
+    assert ours["of"] == 10 and ours["device"] == "cuda"

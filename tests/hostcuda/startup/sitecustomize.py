@@ -1,0 +1,5 @@
+"""Run by a Python that a test starts: CuPy on the host there, too."""
+import hostcuda
+
+if hostcuda.wanted():
+    hostcuda.install()
