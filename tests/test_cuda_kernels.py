@@ -214,6 +214,7 @@ def test_an_argument_that_does_not_fit_is_refused():
             ({"more": (3,)}, TypeError, "affine takes 9 arguments, not 10: x, scale, shift"),
             ({"out": put(np.ones((2, 8)))}, TypeError, "out takes an array of float32, not of float64"),
             ({"out": 7}, TypeError, r"out is a pointer \(stored\*\) and takes an array, not int"),
+            ({"out": np.ones((2, 8), np.float32)}, TypeError, "out takes an array of standin_with_cuda, not of numpy"),
             ({"out": np.ones((2, 8), np.float32).T}, ValueError, "does not lie in one piece"),
             ({"x": put(np.ones((8, 2), np.float32)).T}, ValueError, r"x \(2, 8\) does not lie in one piece"),
             ({"rectified": 1 << 31}, ValueError, "rectified=2147483648 is too large for a 32-bit integer"),

@@ -57,7 +57,7 @@ def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: i
     for slot, value in zip(slots, arguments, strict=True):
         kind, _, dtype, multiple = slot
         if multiple:
-            fits = value is None or (type(value) is ndarray and value.dtype == dtype and value.flags.c_contiguous
+            fits = value is None or (isinstance(value, ndarray) and value.dtype == dtype and value.flags.c_contiguous
                                      and not value.data.ptr % multiple)
             made.append(_null if value is None else value)
         elif kind == "real":
@@ -66,7 +66,7 @@ def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: i
         elif fits := isinstance(value, (int, np.integer)) and (kind != "int" or -1 << 31 <= value < 1 << 31):
             made.append(_integer(dtype, value))
         if not fits:
-            raise _misfit(f"{file}.cu: {kernel}", slot, value)
+            raise _misfit(xp, f"{file}.cu: {kernel}", slot, value)
     function(grid, threads if isinstance(threads, tuple) else (threads,), tuple(made))
 
 
@@ -98,7 +98,7 @@ def _slot(parameter: source.Parameter, stored: np.dtype[Any]) -> Slot:
     return Slot(kind, name, dtype, 0 if not kind.endswith("*") else four_bytes(dtype.itemsize) if kind.endswith("Four*") else 1)
 
 
-def _misfit(kernel: str, slot: Slot, value: Any) -> TypeError | ValueError:
+def _misfit(xp: ModuleType, kernel: str, slot: Slot, value: Any) -> TypeError | ValueError:
     """What to say of an argument that does not fit its slot."""
     kind, name, dtype, multiple = slot
     if multiple:
@@ -109,9 +109,9 @@ def _misfit(kernel: str, slot: Slot, value: Any) -> TypeError | ValueError:
         if not value.flags.c_contiguous:
             return ValueError(f"{kernel}: {name} {tuple(value.shape)} does not lie in one piece, with strides {value.strides}; the "
                               "kernel reads it as if it did: make it contiguous first")
-        if value.data.ptr % multiple:
-            return ValueError(f"{kernel}: {name} does not begin at a multiple of {multiple} bytes")
-        return TypeError(f"{kernel}: {name} takes an array of the library of the others, not {type(value).__name__}")
+        if not isinstance(value, xp.ndarray):
+            return TypeError(f"{kernel}: {name} takes an array of {xp.__name__}, not of {array_module(value).__name__}")
+        return ValueError(f"{kernel}: {name} does not begin at a multiple of {multiple} bytes")
     if not isinstance(value, (int, np.integer)):
         return TypeError(f"{kernel}: {name} takes an integer, not {value!r}")
     return ValueError(f"{kernel}: {name}={value} is too large for a 32-bit integer: cut the work into smaller parts")
