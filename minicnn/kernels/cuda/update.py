@@ -1,7 +1,8 @@
 """The optimisers' rules on a GPU: one launch for all parameters, see update.cu.
 
-The kernel finds the arrays by lists of their addresses. Memory is used again from step to step, so these are mostly the same lists,
-and are sent to the device only where they are not.
+The kernel finds the arrays by lists of their addresses, which are sent to the device where they are not there already. Parameters, and
+what is remembered of them, stay where they are; gradients come to lie elsewhere from step to step, and their list, 8 bytes each, goes
+along.
 """
 from __future__ import annotations
 
