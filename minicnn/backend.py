@@ -125,7 +125,10 @@ def adopt(module: ModuleType, device: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ what numbers are they?
 
-FLOATING = "fdegE"          # the types of real numbers, by their letters, dtype.char; E: bfloat16, which NumPy has from ml_dtypes
+# Types of real numbers, by their letters, dtype.char: what is computed in, what a GPU stores images in besides, and all of them,
+# long double too. E is bfloat16, which NumPy has from ml_dtypes.
+REAL, HALF = "fd", "eE"
+FLOATING = REAL + HALF + "g"
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
@@ -135,12 +138,12 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
 
 def is_half(dtype: np.dtype[Any]) -> bool:
     """Whether it is float16 or bfloat16: in which a GPU stores images, and computes nothing."""
-    return dtype.char in "eE"
+    return dtype.char in HALF
 
 
 def real_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What is computed in where images are of this type: float32 for the half ones, else the type itself."""
-    return _FLOAT32 if dtype.char in "eE" else dtype
+    return _FLOAT32 if dtype.char in HALF else dtype
 
 
 _FLOAT32: np.dtype[Any] = np.dtype(np.float32)

@@ -226,6 +226,13 @@ def test_an_argument_that_does_not_fit_is_refused():
         launch("loss", "losses", 1, 128, x, put(np.zeros(2, np.int32)), out, 2, 8, 0.0)
 
 
+def test_every_kernel_takes_its_pointers_first():
+    """Launches rely on it: they hand over arrays up to the last pointer, and numbers from there on."""
+    for file in source.files():
+        for kernel, parameters in source.signatures(file).items():
+            assert [p.pointer for p in parameters] == sorted((p.pointer for p in parameters), reverse=True), kernel
+
+
 @needs_compiler
 def test_numbers_reach_the_kernel_in_its_own_sizes():
     """A Python float would be passed as a double, and the kernel read half of it: a GPU compares no sizes, the stand-in does."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, compiles_cuda, is_half
+from minicnn.backend import REAL, Array, compiles_cuda, is_half
 from minicnn.kernels.precision import get_precision
 from minicnn.kernels.windows import Windows
 
@@ -50,14 +50,14 @@ def algorithm(name: str) -> Iterator[None]:
 def supports(name: str, array: Array, windows: Windows, groups: int = 1) -> bool:
     """Whether an algorithm can convolve this array with such windows."""
     if is_half(array.dtype):
-        return name == "im2col"
+        return _known(name) == "im2col"
     return _known(name) != "winograd" or (_transforms(array) and groups == 1 and windows.kernel_size == (3, 3)
                                          and windows.stride == windows.dilation == (1, 1) and max(windows.padding) <= 2)
 
 
 def _transforms(array: Array) -> bool:
     """Whether there are Winograd's transforms for such arrays."""
-    return isinstance(array, np.ndarray) or (compiles_cuda(array) and array.dtype.char in "fd")
+    return isinstance(array, np.ndarray) or (compiles_cuda(array) and array.dtype.char in REAL)
 
 
 def choose(wanted: str | None, which: str, array: Array, windows: Windows, groups: int, channels: int, filters: int,

@@ -19,7 +19,7 @@ from minicnn.kernels import im2col, tapwise, winograd
 from minicnn.kernels.algorithms import choose
 from minicnn.kernels.blocks import Finish
 from minicnn.kernels.dispatch import has_cuda
-from minicnn.kernels.elementwise import Affine, cast
+from minicnn.kernels.elementwise import Affine, as_images
 from minicnn.kernels.windows import Pair, Windows, channels_first, channels_last, rows_of
 
 FORWARD = {"im2col": im2col.convolve, "direct": tapwise.convolve, "winograd": winograd.convolve}
@@ -92,7 +92,7 @@ def filters_last(weight: Array, beside: Array | None = None) -> Array:
     beside: images; of half precision, the filters are rounded to it.
     """
     filters = array_module(weight).ascontiguousarray(weight.transpose(2, 3, 1, 0))
-    return filters if beside is None or beside.dtype == filters.dtype else cast(filters, beside.dtype)
+    return filters if beside is None else as_images(filters, beside)
 
 
 def filters_first(filters: Array) -> Array:

@@ -14,9 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from minicnn.backend import compiles_cuda
-
-REAL, HALF = "fd", "eE"     # types, by their letters: what kernels compute in, and what images may be stored in
+from minicnn.backend import HALF, REAL, compiles_cuda
 
 P = ParamSpec("P")
 R = TypeVar("R")

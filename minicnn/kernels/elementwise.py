@@ -90,6 +90,11 @@ def cast(x: Array, dtype: np.dtype[Any]) -> Array:
     return x.astype(dtype)
 
 
+def as_images(weight: Array, images: Array) -> Array:
+    """The weight in the type of the images beside it: itself, or rounded where they are of half precision."""
+    return weight if weight.dtype == images.dtype else cast(weight, images.dtype)
+
+
 @has_cuda
 def accumulate(a: Array, b: Array) -> None:
     """a += b, in place"""

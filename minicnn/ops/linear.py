@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from minicnn.autograd import op
 from minicnn.backend import Array, array_module, is_half, real_of
-from minicnn.kernels.elementwise import cast
+from minicnn.kernels.elementwise import as_images
 from minicnn.kernels.linear import add_to_rows, product
 from minicnn.ops.arithmetic import matmul
 from minicnn.ops.movement import astype, sum, transpose, widened
@@ -17,7 +17,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     weight and bias are float32, and so are their gradients.
     """
     _check(x, weight, bias)
-    y = product(x, _beside(x, weight).T)
+    y = product(x, as_images(weight, x).T)
     if bias is not None:
         add_to_rows(y, bias)
     return y
@@ -35,7 +35,7 @@ def linear_dweight(dy, x):
 
 @linear.backward("x", fused=True)
 def linear_fused_dx(dy, weight):
-    return product(dy, _beside(dy, weight))
+    return product(dy, as_images(weight, dy))
 
 
 @linear.backward("weight", fused=True)
@@ -48,11 +48,6 @@ def linear_fused_dweight(dy, x):
 @linear.backward("bias")
 def linear_dbias(dy):
     return sum(widened(dy), 0)
-
-
-def _beside(x: Array, weight: Array) -> Array:
-    """The weight in the type of x."""
-    return weight if weight.dtype == x.dtype else cast(weight, x.dtype)
 
 
 def _check(x: Array, weight: Array, bias: Array | None) -> None:

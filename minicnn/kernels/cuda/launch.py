@@ -50,24 +50,20 @@ def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: i
     grid = blocks if isinstance(blocks, tuple) else (blocks,)
     if 0 in grid:
         return
-    function, slots = _started(xp, file, kernel, stored)
+    function, pointers = _started(xp, file, kernel, stored)
     ndarray = xp.ndarray
     made: list[Any] = []
     # A training step hands over some thousand arguments, and a small model waits for it: so they are looked at here, in one loop.
-    for slot, value in zip(slots, arguments, strict=True):
-        kind, _, dtype, multiple = slot
-        if multiple:
-            fits = value is None or (isinstance(value, ndarray) and value.dtype == dtype and value.flags.c_contiguous
-                                     and not value.data.ptr % multiple)
-            made.append(_null if value is None else value)
-        elif kind == "real":
-            fits = True
-            made.append(dtype.type(value))
-        elif fits := isinstance(value, (int, np.integer)) and (kind != "int" or -1 << 31 <= value < 1 << 31):
-            made.append(_integer(dtype, value))
-        if not fits:
+    for slot, value in zip(pointers, arguments, strict=False):
+        if value is None:
+            made.append(_null)
+        elif (isinstance(value, ndarray) and value.dtype == slot.dtype and value.flags.c_contiguous
+              and not value.data.ptr % slot.multiple):
+            made.append(value)
+        else:
             raise _misfit(xp, f"{file}.cu: {kernel}", slot, value)
-    function(grid, threads if isinstance(threads, tuple) else (threads,), tuple(made))
+    numbers = _numbers(file, kernel, stored, *arguments[len(pointers):])
+    function(grid, threads if isinstance(threads, tuple) else (threads,), (*made, *numbers))
 
 
 def over(count: int) -> int:
@@ -80,11 +76,8 @@ def in_runs(n: int, of_each: int, most: int) -> list[slice]:
     return list(slices(n, most // max(1, of_each))) or [slice(0, 0)]
 
 
-class Slot(NamedTuple):
-    """A parameter of a kernel, for one type of what is stored.
-
-    Of a pointer: what it points at, and at a multiple of how many bytes it must begin. Of a number: its own type; multiple is 0.
-    """
+class Pointer(NamedTuple):
+    """A parameter that points at numbers, for one type of what is stored: at which, and at a multiple of how many bytes."""
 
     kind: str
     name: str
@@ -92,40 +85,45 @@ class Slot(NamedTuple):
     multiple: int
 
 
-def _slot(parameter: source.Parameter, stored: np.dtype[Any]) -> Slot:
-    kind, name = parameter
-    dtype = stored if kind in STORED else real_of(stored) if kind in (*REAL, "real") else _types[kind.removesuffix("*")]
-    return Slot(kind, name, dtype, 0 if not kind.endswith("*") else four_bytes(dtype.itemsize) if kind.endswith("Four*") else 1)
+def _pointer(kind: str, name: str, stored: np.dtype[Any]) -> Pointer:
+    dtype = stored if kind in STORED else real_of(stored) if kind in REAL else _types[kind.removesuffix("*")]
+    return Pointer(kind, name, dtype, four_bytes(dtype.itemsize) if kind.endswith("Four*") else 1)
 
 
-def _misfit(xp: ModuleType, kernel: str, slot: Slot, value: Any) -> TypeError | ValueError:
-    """What to say of an argument that does not fit its slot."""
-    kind, name, dtype, multiple = slot
-    if multiple:
-        if not is_array(value):
-            return TypeError(f"{kernel}: {name} is a pointer ({kind}) and takes an array, not {type(value).__name__}")
-        if value.dtype != dtype:
-            return TypeError(f"{kernel}: {name} takes an array of {dtype}, not of {value.dtype}")
-        if not value.flags.c_contiguous:
-            return ValueError(f"{kernel}: {name} {tuple(value.shape)} does not lie in one piece, with strides {value.strides}; the "
-                              "kernel reads it as if it did: make it contiguous first")
-        if not isinstance(value, xp.ndarray):
-            return TypeError(f"{kernel}: {name} takes an array of {xp.__name__}, not of {array_module(value).__name__}")
-        return ValueError(f"{kernel}: {name} does not begin at a multiple of {multiple} bytes")
-    if not isinstance(value, (int, np.integer)):
-        return TypeError(f"{kernel}: {name} takes an integer, not {value!r}")
-    return ValueError(f"{kernel}: {name}={value} is too large for a 32-bit integer: cut the work into smaller parts")
+def _misfit(xp: ModuleType, kernel: str, pointer: Pointer, value: Any) -> TypeError | ValueError:
+    """What to say of an array that does not fit."""
+    kind, name, dtype, multiple = pointer
+    if not is_array(value):
+        return TypeError(f"{kernel}: {name} is a pointer ({kind}) and takes an array, not {type(value).__name__}")
+    if value.dtype != dtype:
+        return TypeError(f"{kernel}: {name} takes an array of {dtype}, not of {value.dtype}")
+    if not value.flags.c_contiguous:
+        return ValueError(f"{kernel}: {name} {tuple(value.shape)} does not lie in one piece, with strides {value.strides}; the "
+                          "kernel reads it as if it did: make it contiguous first")
+    if not isinstance(value, xp.ndarray):
+        return TypeError(f"{kernel}: {name} takes an array of {xp.__name__}, not of {array_module(value).__name__}")
+    return ValueError(f"{kernel}: {name} does not begin at a multiple of {multiple} bytes")
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _numbers(file: str, kernel: str, stored: np.dtype[Any], *values: Any) -> list[Any]:
+    """Numbers in the sizes that the kernel declares. They come behind its pointers, and the same come again in every step."""
+    made = []
+    for (kind, name), value in zip([p for p in source.signatures(file)[kernel] if not p.pointer], values, strict=True):
+        if kind == "real":
+            made.append(real_of(stored).type(value))
+            continue
+        if not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{file}.cu: {kernel}: {name} takes an integer, not {value!r}")
+        if not -1 << 31 <= value < 1 << 31 and kind == "int":
+            raise ValueError(f"{file}.cu: {kernel}: {name}={value} is too large for a 32-bit integer: cut the work into parts")
+        made.append(_types[kind].type(value))
+    return made
 
 
 def four_bytes(itemsize: int) -> int:
     """At a multiple of how many bytes an array must begin to be read by fours, as common.cuh has it."""
     return min(16, 4 * itemsize)
-
-
-@functools.lru_cache(maxsize=4096)
-def _integer(dtype: np.dtype[Any], value: int) -> Any:
-    """A number in the kernel's own size; the same few come again and again."""
-    return dtype.type(value)
 
 
 @functools.cache
@@ -142,8 +140,8 @@ def _module(xp: ModuleType, file: str, stored: str) -> Any:
 
 
 @functools.cache
-def _started(xp: ModuleType, file: str, kernel: str, stored: np.dtype[Any]) -> tuple[Any, list[Slot]]:
-    """The compiled kernel, and what it takes."""
-    slots = [_slot(parameter, stored) for parameter in source.signatures(file)[kernel]]
+def _started(xp: ModuleType, file: str, kernel: str, stored: np.dtype[Any]) -> tuple[Any, list[Pointer]]:
+    """The compiled kernel, and what points at arrays among what it takes."""
+    pointers = [_pointer(*parameter, stored) for parameter in source.signatures(file)[kernel] if parameter.pointer]
     with _loading:                      # compiling takes a second, and need not be done by two threads
-        return _module(xp, file, stored.char).get_function(kernel), slots
+        return _module(xp, file, stored.char).get_function(kernel), pointers

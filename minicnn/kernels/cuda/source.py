@@ -1,7 +1,7 @@
 """The CUDA sources beside this file: their text, and what their kernels take.
 
 A kernel is a function `extern "C" __global__ void name(type name, ...)`. What a launch must hand over is read off this line, so
-that no list of types has to be kept beside it.
+that no list of types has to be kept beside it. Pointers come first, numbers behind them.
 """
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class Parameter(NamedTuple):
 
     kind: str
     name: str
+
+    @property
+    def pointer(self) -> bool:
+        return self.kind.endswith("*")
 
 
 def files() -> list[str]:

@@ -86,7 +86,7 @@ extern "C" __global__ void overflows(const real* const* grads, const long long* 
 }
 
 // What the step that follows has to know, by one block.
-extern "C" __global__ void settle(const int* overflowed, int count, real* scaling)
+extern "C" __global__ void settle(const int* overflowed, real* scaling, int count)
 {
     bool any = false;
     for (int i = threadIdx.x; i < count; i += THREADS) any = any || overflowed[i];

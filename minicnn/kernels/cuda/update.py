@@ -1,8 +1,7 @@
 """The optimisers' rules on a GPU: one launch for all parameters, see update.cu.
 
-The kernel finds the arrays by lists of their addresses, which are sent to the device where they are not there already. Parameters, and
-what is remembered of them, stay where they are; gradients come to lie elsewhere from step to step, and their list, 8 bytes each, goes
-along.
+The kernel finds the arrays by lists of their addresses, which are sent to the device where they are not there already. Parameters,
+and what is remembered of them, stay where they are; gradients come to lie elsewhere from step to step, and their list goes along.
 """
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ def find_overflow(grads: list[Array], scaling: Array) -> None:
     overflowed = xp.empty(blocks, np.int32)
     addresses = _sent(xp, tuple(g.data.ptr for g in laid))
     run(xp, dtype, "update", "overflows", blocks, THREADS, addresses, sizes, owner, part, overflowed)
-    run(xp, dtype, "update", "settle", 1, THREADS, overflowed, blocks, scaling)
+    run(xp, dtype, "update", "settle", 1, THREADS, overflowed, scaling, blocks)
 
 
 def adapt(scaling: Array, growth: float, backoff: float, interval: int) -> None:
