@@ -501,7 +501,7 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
     monkeypatch.setenv("CUSHIM_FLAGS", "-Wno-error")        # such as a parameter that is not used any more
     monkeypatch.setattr(source, "text", {**{f: source.text(f) for f in FILES}, file: text.replace(old, new)}.__getitem__)
     launching._module.cache_clear()
-    launching._function.cache_clear()
+    launching._started.cache_clear()
     try:
         with cuda_cases.small(), pytest.raises(AssertionError):
             for name in cuda_cases.OF_FILE[file]:
@@ -509,7 +509,7 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
                     cuda_cases.CASES[name]("cushim", dtype)
     finally:
         launching._module.cache_clear()
-        launching._function.cache_clear()
+        launching._started.cache_clear()
 
 
 # ---------------------------------------------------------------- sanitizers
