@@ -1,5 +1,9 @@
 """What every test may ask for: the devices, and how many examples hypothesis tries."""
 import os
+import signal
+
+# Some tests press Ctrl-C, and what a script starts in the background is deaf to it, as are the processes it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread for each test process, and for what it starts: small products gain nothing from a second one, and where several
 # processes share the cores, threads that wait for each other cost more than they compute. Before NumPy is loaded.
