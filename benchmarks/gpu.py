@@ -1,16 +1,17 @@
 """Everything that only a GPU can tell, in one command and one results file: the tests, whole models, every kernel.
 
-    python benchmarks/gpu.py --json benchmarks/results/DATE-gpu.json         ten minutes at the most, see --minutes
+    python benchmarks/gpu.py --json benchmarks/results/DATE-gpu.json         nine minutes at the most, see --minutes
     python benchmarks/gpu.py --quick --device cpu                            tiny sizes: does it all run?
     python benchmarks/gpu.py --table                                         the README's table, from the newest results file
 
-In this order, each part written to the file as soon as it is there, and left out (and named) where the time is up:
+In this order, each part written to the file as soon as it is there, and left out (and named) where the time is up; the same command
+goes on then with what is missing:
 
 1. the engine's whole suite on the device, `pytest -m gpu`, where a skip is a failure;
 2. VGG-16, ResNet-18 and ResNet-50 at batch 64 and 224 x 224, ResNet-20 at batch 128 and 32 x 32: inference and a training step in
    float32, TF32 and bfloat16, beside PyTorch eager on the same device in both of its memory formats (cudnn.benchmark on), and a
    training step captured as a CUDA graph (not VGG-16's, whose dropout is drawn on the host). One repetition of each side in turn,
-   until the device has done all of it; peak memory by each library's own pool;
+   until the device has done all of it; peak memory by each library's own pool; and which kernels our time goes to (launches.py);
 3. `minicnn bench kernels` on the CPU and the GPU of the machine, at several batches: time, error, share of the roofline, and the
    batch from which on the GPU is faster.
 
@@ -35,6 +36,7 @@ from statistics import median
 from typing import Any
 
 import cases
+import launches
 import numpy as np
 from engine_minicnn import Engine
 
@@ -53,6 +55,8 @@ BATCHES = (1, 8, 64)                                                            
 SELECTIONS = (("resnet20",), ("max_pool2d*", "vgg16"),
               ("64x224x224-64x224x224-3x3", "256x56x56-256x56x56-3x3", "512x14x14-512x14x14-3x3", "256x56x56-64x56x56-1x1"))
 FORMATS = ("contiguous", "channels_last")
+SAME = ("hash", "commit", "quick", "GPU", "CuPy", "PyTorch", "NumPy")               # in all parts of a results file
+TIME_IS_UP = "the time was up"
 
 Call = Callable[[], object]
 
@@ -62,32 +66,44 @@ class TimeIsUp(Exception):
 
 
 # ---------------------------------------------------------------- the parts
-def suite(device: str, seconds: float) -> dict[str, Any]:
-    """How many tests passed on the device, and what failed."""
+def suite(device: str, seconds: float, log: Path) -> dict[str, Any]:
+    """How many tests passed on the device, and what failed. The log of what pytest said is kept where not all passed."""
     if device != "cuda":
         return {"left out": "it is for a GPU"}
-    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-n", str(min(8, cores())), "-p", "no:cacheprovider"]
-    with tempfile.TemporaryFile("w+") as said:
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-n", str(min(16, cores())), "-p", "no:cacheprovider"]
+    status: int | str
+    with log.open("w", encoding="utf-8") as said:
         process = subprocess.Popen(command, cwd=HERE.parent, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
                                    env={**os.environ, "MINICNN_REQUIRE_GPU": "1"})
-        status: int | str
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)      # its workers, too: they would disturb what is timed next
             process.wait()
-            status = "the time was up"
-        said.seek(0)
-        lines = said.read().splitlines()
-    return {"exit status": status, "last line": lines[-1].strip("= ") if lines else "",
-            "failures": [line for line in lines if line.startswith(("FAILED", "ERROR"))][:50]}
+            status = TIME_IS_UP
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    if status == 0:
+        log.unlink()
+    return verdict(status, lines)
 
 
-def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: float) -> Iterator[dict[str, Any]]:
-    """A row for each model, task and precision: seconds of every repetition and peak bytes, by side."""
+def verdict(status: int | str, lines: list[str]) -> dict[str, Any]:
+    """What pytest -v has said, in its summary or as far as it came."""
+    if status != TIME_IS_UP:
+        return {"exit status": status, "last line": lines[-1].strip("= ") if lines else "",
+                "failures": [line for line in lines if line.startswith(("FAILED", "ERROR"))][:50]}
+    passed, failed = ([line for line in lines if f"] {word} " in line] for word in ("PASSED", "FAILED"))    # one line a test
+    return {"exit status": status, "last line": f"{len(failed)} failed, {len(passed)} passed, then {TIME_IS_UP}",
+            "failures": failed[:50]}
+
+
+def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: float, done: list[Any]) -> Iterator[dict[str, Any]]:
+    """A row for each model, task and precision that is not done: seconds of every repetition and peak bytes, by side."""
     for name, batch in MODELS.items():
         for how in PRECISIONS if device != "cpu" else ("fp32",):
             for task in ("inference", "training step"):
+                if (name, task, how) in done:
+                    continue
                 case = cases.model(name, quick, None if quick else batch)[("inference", "training step").index(task)]
                 if time.monotonic() > until:
                     raise TimeIsUp
@@ -101,6 +117,8 @@ def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: floa
                     row = {"model": name, "task": task, "precision": how, "batch": case.batch,
                            **measured(sides, device, repeats, rival)}
                 print(line_of(row), flush=True)
+                if "kernels" in row:
+                    print(f"{'':24} {launches.in_words(row['kernels'])}", flush=True)
                 yield row
 
 
@@ -125,7 +143,8 @@ def measured(sides: dict[str, Callable[[], Call]], device: str, repeats: int, ri
     for i in range(repeats):
         for side in list(calls) if i % 2 == 0 else list(calls)[::-1]:
             seconds[side].append(seconds_of(calls[side], device))
-    return {"seconds": seconds, "peak_bytes": peaks, "problems": problems}
+    found = {"seconds": seconds, "peak_bytes": peaks, "problems": problems}
+    return found | ({"kernels": launches.of(calls["minicnn"])} if device == "cuda" and "minicnn" in calls else {})
 
 
 def call_of(engine: Any, case: Any, task: str) -> Call:
@@ -165,9 +184,12 @@ class PyTorch:
 
 def kernels(device: str, quick: bool, until: float, found: dict[str, Any], keep: Call) -> None:
     """Into `found`: the rows of `minicnn bench kernels` at each batch, its rooflines, and where the GPU begins to win."""
-    found |= {"rows": [], "roofline": {}, "problems": []}
+    found |= {"done": [], "rows": [], "roofline": {}, "problems": []} | found
     selections = SELECTIONS[:1] if quick else SELECTIONS
     for batch, words in [(batch, words) for batch in (BATCHES[:1] if quick else BATCHES) for words in selections]:
+        name = f"{' '.join(words)}, batch {batch}"
+        if name in found["done"]:
+            continue
         if time.monotonic() > until:
             raise TimeIsUp
         with tempfile.TemporaryDirectory() as folder:
@@ -177,15 +199,16 @@ def kernels(device: str, quick: bool, until: float, found: dict[str, Any], keep:
             done = subprocess.run([*command, *["--quick"] * quick], capture_output=True, text=True, check=False,
                                   timeout=max(1.0, until - time.monotonic()))
             if done.returncode:
-                found["problems"].append(f"{' '.join(words)}, batch {batch}: {done.stderr.strip()[-300:]}")
+                found["problems"].append(f"{name}: {done.stderr.strip()[-300:]}")
                 print(found["problems"][-1], flush=True)
             if file.exists():
                 document = results.read(str(file))
                 found["rows"] += document["results"]
                 found["roofline"] |= document["roofline"]
                 if device not in document["roofline"]:
-                    found["problems"].append(f"{' '.join(words)}, batch {batch}: on the CPU alone. {done.stderr.strip()[-300:]}")
+                    found["problems"].append(f"{name}: on the CPU alone. {done.stderr.strip()[-300:]}")
                 found["the GPU is faster from batch"] = crossings(found["rows"])
+        found["done"].append(name)
         keep()
 
 
@@ -300,24 +323,45 @@ def main(arguments: list[str] | None = None) -> int:
     facts = results.environment(cores(), [args.device]) | ({"commit": args.commit} if args.commit else {})
     if rival is not None:
         facts["PyTorch"] = str(rival.torch.__version__)
-    found: dict[str, Any] = {"environment": facts, "hash": source.digest(), "quick": args.quick, "models": []}
-    keep = (lambda: None) if args.json is None else (lambda: args.json.write_text(json.dumps(found, indent=1) + "\n"))
+    found: dict[str, Any] = {"environment": facts, "hash": source.digest(), "quick": args.quick, "models": [], "kernels": {}}
+    if args.json is not None:
+        found = begun(args.json, found)
+    keep = (lambda: None) if args.json is None else (lambda: results.write(str(args.json), found))
     try:
-        if not args.quick:
-            found["suite"] = suite(args.device, max(10.0, 0.4 * 60 * args.minutes))
+        if not args.quick and found.get("suite", {}).get("exit status", TIME_IS_UP) == TIME_IS_UP:
+            log = Path(tempfile.gettempdir(), "gpu.tests.log") if args.json is None else args.json.with_suffix(".tests.log")
+            found["suite"] = suite(args.device, max(10.0, 0.4 * 60 * args.minutes), log)
             print(f"tests: {found['suite']}", flush=True)
             keep()
-        for row in whole_models(args.device, args.quick, 2 if args.quick else 7, rival, until - 90):
+        done = [(row["model"], row["task"], row["precision"]) for row in found["models"]]
+        for row in whole_models(args.device, args.quick, 2 if args.quick else 7, rival, until - 90, done):
             found["models"].append(row)
             keep()
-        found["kernels"] = {}
         kernels(args.device, args.quick, until - 15, found["kernels"], keep)
     except (TimeIsUp, subprocess.TimeoutExpired):
-        found["left out"] = "what is not here: the time was up"
+        found["left out"] = f"what is not here: {TIME_IS_UP}"
         print(found["left out"])
     keep()
     print(f"\n{table(found)}")
     return 1 if found.get("suite", {}).get("exit status") or found.get("kernels", {}).get("problems") else 0
+
+
+def begun(file: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run of the same code on the same machine has left in the file; `new` where it left nothing."""
+    def told(found: dict[str, Any], name: str) -> Any:
+        return found[name] if name in found else found["environment"].get(name)
+
+    if not file.exists() or not file.stat().st_size:
+        return new
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        other = [f"{name} {told(before, name)}, not {told(new, name)}" for name in SAME if told(before, name) != told(new, name)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"gpu.py: {file} is not one of its results files: name another") from error
+    if other:
+        raise SystemExit(f"gpu.py: {file} cannot be gone on with, for it is of {'; '.join(other)}: name another file")
+    before.pop("left out", None)
+    return {**before, "gone on": [*before.get("gone on", []), new["environment"]["date"]]}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -326,7 +370,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, no tests: shows that it runs, measures nothing")
     parser.add_argument("--minutes", type=float, default=9.0, help="what is not done by then is left out (default: %(default)s)")
     parser.add_argument("--no-pytorch", action="store_true", help="minicnn alone")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there; what is there already is gone on with")
     parser.add_argument("--commit", help="which commit this is, where the files lie without their history")
     parser.add_argument("--table", action="store_true", help="print the README's table, from the newest results file")
     args = parser.parse_args(arguments)

@@ -35,6 +35,7 @@ def test_everything_runs_in_small(module, monkeypatch, tmp_path, capsys, device)
     monkeypatch.setattr(gpu, "MODELS", {"resnet20": 2})
     monkeypatch.setattr(gpu, "SELECTIONS", (("conv2d", "resnet20"),))
     monkeypatch.setattr(gpu, "BATCHES", (1,))
+    monkeypatch.setattr(gpu.launches, "SIDE", 4)
     file = tmp_path / "out.json"
     assert gpu.main(["--quick", "--device", device, "--no-pytorch", "--json", str(file), "--commit", "abc"]) == 0
     found = json.loads(file.read_text())
@@ -45,6 +46,7 @@ def test_everything_runs_in_small(module, monkeypatch, tmp_path, capsys, device)
     assert sum("captured" in row["seconds"] for row in found["models"]) == (len(gpu.PRECISIONS) if device == "cuda" else 0)
     assert {row["kernel"] for row in found["kernels"]["rows"]} == {"conv2d"} and found["kernels"]["problems"] == []
     assert found["kernels"]["roofline"].keys() == {"cpu", device}
+    assert all(("kernels" in row) == (device == "cuda") for row in found["models"])
     assert "| resnet20 | 2 | fp32 |" in capsys.readouterr().out
 
 
@@ -80,6 +82,54 @@ def test_what_is_not_done_in_time_is_named(module, monkeypatch, tmp_path):
     gpu, file = module("gpu"), tmp_path / "out.json"
     assert gpu.main(["--quick", "--device", "cpu", "--no-pytorch", "--minutes", "0", "--json", str(file)]) == 0
     assert json.loads(file.read_text())["left out"] == "what is not here: the time was up"
+
+
+def test_the_same_command_goes_on_with_what_is_missing(module, monkeypatch, tmp_path):
+    gpu, file = module("gpu"), tmp_path / "out.json"
+    monkeypatch.setattr(gpu, "MODELS", {"resnet20": 2})
+    monkeypatch.setattr(gpu, "SELECTIONS", (("conv2d", "resnet20"),))
+    command = ["--quick", "--device", "cpu", "--no-pytorch", "--json", str(file)]
+    assert gpu.main([*command, "--minutes", "1"]) == 0                  # models are begun until 90 seconds before the end
+    assert json.loads(file.read_text())["models"] == []
+    assert gpu.main(command) == 0
+    whole = json.loads(file.read_text())
+    assert len(whole["models"]) == 2 and whole["kernels"]["rows"] and "left out" not in whole and len(whole["gone on"]) == 1
+    assert gpu.main(command) == 0
+    again = json.loads(file.read_text())
+    assert (again["models"], again["kernels"]) == (whole["models"], whole["kernels"]) and len(again["gone on"]) == 2
+
+
+@pytest.mark.parametrize("text, why", [
+    ('{"hash": "another", "quick": true, "environment": {"NumPy": "1.0"}}', "it is of hash another, not "),
+    ("[]", "not one of its results files"), ("{", "not one of its results files")])
+def test_a_file_of_something_else_is_left_as_it_is(module, tmp_path, text, why):
+    gpu, file = module("gpu"), tmp_path / "out.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match=why):
+        gpu.main(["--quick", "--device", "cpu", "--no-pytorch", "--json", str(file)])
+    assert file.read_text() == text
+
+
+def test_a_suite_that_did_not_come_to_its_end_says_how_far_it_came(module):
+    lines = ["[gw0] [  1%] PASSED tests/a.py::b ", "tests/a.py::c ", "[gw1] [  2%] FAILED tests/a.py::c ", "tests/a.py::d "]
+    gpu = module("gpu")
+    assert gpu.verdict(gpu.TIME_IS_UP, lines) == {
+        "exit status": "the time was up", "last line": "1 failed, 1 passed, then the time was up", "failures": [lines[2]]}
+    lines += ["=== short test summary info ===", "FAILED tests/a.py::c - AssertionError", "=== 1 failed, 2 passed in 1.00s ==="]
+    assert gpu.verdict(1, lines) == {"exit status": 1, "last line": "1 failed, 2 passed in 1.00s", "failures": [lines[-2]]}
+
+
+@pytest.mark.gpu
+def test_every_launch_of_a_step_is_timed(module, monkeypatch):
+    launches, cases_of_benchmarks, engine = (module(name) for name in ("launches", "cases", "engine_minicnn"))
+    monkeypatch.setattr(launches, "SIDE", 4)
+    prepare, run = engine.Engine(1, device="cuda").tasks(cases_of_benchmarks.model("resnet20", True, 2)[1])["training step"]
+    found = launches.of(lambda: run(prepare()))
+    counts = {name: count for name, (count, _) in found["launches"].items()}
+    assert counts["update.sgd"] == 1 and counts["loss.losses"] == 1
+    assert sum(count for name, count in counts.items() if name.startswith("gemm ")) == 3 * 20 - 1   # pixels have no gradient
+    assert found["seconds"] > 0 and "gemm " in launches.in_words(found)
+    assert list(found["launches"].values()) == sorted(found["launches"].values(), key=lambda entry: -entry[1])
 
 
 def document(digest):
