@@ -5,22 +5,26 @@
 // image: (images, h, w, c).   columns: (images p q, kh kw c).
 #include "common.cuh"
 
-// A row of outputs for each blockIdx.x, so that its divisions are done once for many threads; the threads take neighbouring
-// numbers of the columns, which lie side by side on both sides.
+// A row of outputs for each blockIdx.x, so that its divisions are done once for many threads. What a window sees of one row of the
+// image lies side by side on both sides, kw c numbers; neighbouring threads take neighbours of these, and each goes down the kh rows,
+// so that it divides twice, which takes a GPU long, for all of them.
 template <class Some>       // one number, or four channels at once
 __device__ void gather(const Some* image, Some* columns, int images, int h, int w, int c, int kh, int kw, int sh, int sw,
                        int ph, int pw, int dh, int dw, int p, int q)
 {
-    int length = q * kh * kw * c;
+    int run = kw * c, length = q * run;
     for (int row = blockIdx.x; row < images * p; row += gridDim.x) {
         int n = row / p, top = row % p * sh - ph;
         for (int e = blockIdx.y * blockDim.x + threadIdx.x; e < length; e += gridDim.y * blockDim.x) {
-            int channel = e % c, j = e / c % kw, i = e / c / kw % kh;
-            int y = top + i * dh, x = e / c / kw / kh * sw - pw + j * dw;
-            Some seen = {};
-            if (0 <= y && y < h && 0 <= x && x < w)
-                seen = image[((long long)(n * h + y) * w + x) * c + channel];
-            columns[(long long)row * length + e] = seen;
+            int window = e / run, place = e % run, channel = place % c, x = window * sw - pw + place / c * dw;
+            const Some* pixel = image + ((long long)(n * h + top) * w + x) * c + channel;
+            Some* column = columns + ((long long)row * q + window) * kh * run + place;
+            for (int i = 0; i < kh; ++i) {
+                int y = top + i * dh;
+                Some seen = {};
+                if (0 <= y && y < h && 0 <= x && x < w) seen = pixel[i * dh * w * c];
+                column[i * run] = seen;
+            }
         }
     }
 }
@@ -60,11 +64,11 @@ __device__ void gather_back(const Some* columns, Some* image, int images, int h,
             for (int i = 0; i < kh; ++i) {
                 int down = seen_by(y - i * dh, sh, p);
                 if (down < 0) continue;
+                const Some* windows = columns + (((long long)n * p + down) * q * kh + i) * kw * c + channel;
                 for (int j = 0; j < kw; ++j) {
                     int along = seen_by(x - j * dw, sw, q);
                     if (along < 0) continue;
-                    long long window = ((long long)n * p + down) * q + along;
-                    Some said = columns[((window * kh + i) * kw + j) * c + channel];
+                    Some said = windows[(along * kh * kw + j) * c];
                     for (int k = 0; k < how_many<Some>; ++k) sum[k] += part(said, k);
                 }
             }

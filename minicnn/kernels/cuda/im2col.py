@@ -11,12 +11,10 @@ from minicnn.backend import Array, array_module, real_of
 from minicnn.kernels.blocks import Finish
 from minicnn.kernels.cuda.elementwise import affine_pass, ending, in_fours
 from minicnn.kernels.cuda.gemm import gemm
-from minicnn.kernels.cuda.launch import THREADS, in_runs, launch
+from minicnn.kernels.cuda.launch import THREADS, in_runs, launch, over_rows
 from minicnn.kernels.windows import Pair, Windows
 
 COLUMN_BYTES = 256 << 20    # of columns at a time, but those of one image at the least
-MOST_ROWS = 1 << 20         # blocks for rows; with more rows, each takes several
-MOST_ALONG = 1 << 15        # blocks along a row, likewise
 
 
 def convolve(image: Array, filters: Array, bias: Array | None, windows: Windows, finish: Finish | None = None) -> Array:
@@ -51,7 +49,8 @@ def convolve_input_grad(dy: Array, filters: Array, in_size: Pair, windows: Windo
         return dx
     for images in _some_images(n, p * q * back.shape[1] * dy.itemsize, windows):
         part = dx[images]
-        _gather("col2im", gemm(dy[images].reshape(-1, k), back), part, part.shape, windows, (p, q), len(part) * in_size[0])
+        said = gemm(dy[images].reshape(-1, k), back)
+        _gather("col2im", said, part, part.shape, windows, (p, q), len(part) * in_size[0], in_size[1] * c)
     return dx
 
 
@@ -62,22 +61,19 @@ def columns(image: Array, windows: Windows, out_size: Pair) -> Array:
     if windows.pointwise:
         return image.reshape(-1, c)
     gathered = xp.empty((n * p * q, kh * kw * c), image.dtype)
-    _gather("im2col", image, gathered, image.shape, windows, out_size, n * p)
+    _gather("im2col", image, gathered, image.shape, windows, out_size, n * p, q * kw * c)
     return gathered
 
 
 def _gather(kernel: str, source: Array, out: Array, image_shape: tuple[int, ...], windows: Windows, out_size: Pair,
-            rows: int) -> None:
-    """Start a kernel of im2col.cu: a block for each of the rows that are written, and more along a row where it is long.
-
-    Four channels go as one where they can.
+            rows: int, length: int) -> None:
+    """Start a kernel of im2col.cu, over so many rows of such a length; four channels go as one where they can.
 
     image_shape: (N, H, W, C) of the image, which is read by im2col and written by col2im.   out_size: (P, Q).
     """
     if out.size:
         fours = in_fours(image_shape[3], source, out)
-        along = -(-out.size // rows // (4 * THREADS if fours else THREADS))
-        launch("im2col", f"{kernel}{fours}", (min(rows, MOST_ROWS), min(along, MOST_ALONG)), THREADS,
+        launch("im2col", f"{kernel}{fours}", over_rows(rows, length // 4 if fours else length), THREADS,
                source, out, *image_shape, *windows.kernel_size, *windows.stride, *windows.padding, *windows.dilation, *out_size)
 
 

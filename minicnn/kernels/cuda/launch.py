@@ -19,6 +19,8 @@ from minicnn.kernels.cuda import source
 THREADS = 256               # in a block
 LARGEST = 1 << 30           # elements of a pass: an int counts them
 MOST_BLOCKS = 1 << 16       # of a pass over elements; with more elements, each thread takes several
+MOST_ROWS = 1 << 20         # blocks for rows; with more rows, each takes several
+MOST_ALONG = 1 << 15        # blocks along a row, likewise
 
 STORED, REAL = ("stored*", "StoredFour*"), ("real*", "Four*")          # what pointers point at, and of those lists: see common.cuh
 
@@ -69,6 +71,11 @@ def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: i
 def over(count: int) -> int:
     """How many blocks a pass over so many elements takes."""
     return min(-(-count // THREADS), MOST_BLOCKS)
+
+
+def over_rows(rows: int, length: int) -> tuple[int, int]:
+    """Blocks of THREADS for so many rows: one for each, and more along a row where it is long."""
+    return min(rows, MOST_ROWS), min(-(-length // THREADS), MOST_ALONG)
 
 
 def in_runs(n: int, of_each: int, most: int) -> list[slice]:

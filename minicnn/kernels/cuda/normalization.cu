@@ -84,7 +84,7 @@ extern "C" __global__ void grad_sums(const stored* dy, const stored* x, const st
     if (channel < channels)
         for (int row = first + threadIdx.y; row < min(first + rows, m); row += TY) {
             long long e = (long long)row * channels + channel;
-            real dz = !y || y[e] > 0 ? real(dy[e]) : 0;
+            real given = dy[e], dz = !y || y[e] > 0 ? given : 0;        // read in any case, so as not to wait for y first
             sum += dz;
             along += dz * (x[e] - mean[channel]);
         }
