@@ -17,6 +17,8 @@ from minicnn.kernels.windows import channels_first, channels_last
 
 
 class Engine:
+    """variant: "captured", a training step as a CUDA graph; or an algorithm, by which models convolve."""
+
     def __init__(self, threads: int, variant: str = "", device: str = "cpu") -> None:
         mc.set_num_threads(threads)
         self.device, self.variant = device, variant
@@ -71,7 +73,17 @@ class Engine:
         if self.variant == "captured":
             there = to_device(labels, self.device)
             return {"training step": Task(lambda: Captured(gradients, self.device), captured_step)}
-        return {"inference": Task(lambda: None, inference), "training step": Task(lambda: None, training_step)}
+        tasks = {"inference": Task(lambda: None, inference), "training step": Task(lambda: None, training_step)}
+        return {name: by(self.variant, task) for name, task in tasks.items()} if self.variant else tasks
+
+
+def by(algorithm: str, task: Task) -> Task:
+    """The task with every convolution by that algorithm, where it can."""
+    def run(prepared: Any) -> Any:
+        with mc.algorithm(algorithm):
+            return task.run(prepared)
+
+    return Task(task.prepare, run)
 
 
 def build(case: Case) -> mc.layers.Sequential:

@@ -9,9 +9,10 @@ goes on then with what is missing:
 
 1. the engine's whole suite on the device, `pytest -m gpu`, where a skip is a failure;
 2. VGG-16, ResNet-18 and ResNet-50 at batch 64 and 224 x 224, ResNet-20 at batch 128 and 32 x 32: inference and a training step in
-   float32, TF32 and bfloat16, beside PyTorch eager on the same device in both of its memory formats (cudnn.benchmark on), and a
-   training step captured as a CUDA graph (not VGG-16's, whose dropout is drawn on the host). One repetition of each side in turn,
-   until the device has done all of it; peak memory by each library's own pool; and which kernels our time goes to (launches.py);
+   float32, TF32 and bfloat16, beside PyTorch eager on the same device in both of its memory formats (cudnn.benchmark on); the step
+   captured as a CUDA graph (not VGG-16's, whose dropout is drawn on the host); and both by im2col alone, without Winograd.
+   One repetition of each side in turn, until the device has done all of it; peak memory by each library's own pool; and which
+   kernels our time goes to (launches.py);
 3. `minicnn bench kernels` on the CPU and the GPU of the machine, at several batches: time, error, share of the roofline, and the
    batch from which on the GPU is faster.
 
@@ -111,6 +112,8 @@ def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: floa
                     sides = {"minicnn": lambda case=case, task=task: call_of(Engine(cores(), device=device), case, task)}
                     if device != "cpu" and task == "training step" and name != "vgg16":
                         sides["captured"] = lambda case=case, task=task: call_of(Engine(cores(), "captured", device), case, task)
+                    if device != "cpu" and how != "bf16":       # between which "auto" decides by a rule that is not measured
+                        sides["im2col"] = lambda case=case, task=task: call_of(Engine(cores(), "im2col", device), case, task)
                     if rival is not None:
                         sides |= {f"PyTorch {form}": lambda case=case, task=task, form=form, how=how:
                                   rival.prepare(case, task, form, how) for form in FORMATS}

@@ -1,18 +1,31 @@
 """Where a call's time goes on a GPU: every kernel and product that it launches, by the device's own clock.
 
+    python benchmarks/launches.py resnet50 --precision tf32 --batch 64              a training step
+    python benchmarks/launches.py vgg16 --vary im2col.COLUMN_BYTES 33554432 268435456   a constant of its files, value by value
+
 An event is recorded before each launch and behind it. The device gets something long to do first, so that the host is ahead of it:
 then nothing but the kernel lies between its two events, and no time that the host took to launch it.
 """
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import cases
+from engine_minicnn import Engine
+
+from minicnn import models
 from minicnn.backend import library_of
 from minicnn.kernels.cuda import gemm as products
 from minicnn.kernels.cuda import launch as kernels
+from minicnn.kernels.precision import PRECISIONS, precision
+from minicnn.threads import cores
 
 Span = tuple[str, Any, Any]         # what was launched, and the events before and behind
 PRODUCTS, SIDE = 100, 4096          # something long: a quarter of a second on a large GPU in float32, a tenth of that in TF32
@@ -97,3 +110,46 @@ def _product(*arguments: Any) -> str:
 
 def _products(*arguments: Any) -> str:
     return f"{_product(*arguments)} times {arguments[-3]}"
+
+
+# ---------------------------------------------------------------- the command
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    task = "inference" if args.inference else "training step"
+    case = cases.model(args.model, False, args.batch)[not args.inference]
+    with precision(args.precision):
+        prepare, run = Engine(cores(), device="cuda").tasks(case)[task]
+        call = partial(run, prepare())
+        for value in args.values or [None]:
+            with mock.patch.object(*args.constant, value) if args.values else contextlib.nullcontext():
+                found = of(call)
+            print("" if value is None else f"{args.vary[0]} = {value:>12,}: ", in_words(found), sep="", flush=True)
+    if not args.values:
+        for name, (count, seconds) in found["launches"].items():
+            print(f"{1e3 * seconds:9.3f} ms {count:5}  {name}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time every kernel that a model launches on a GPU.")
+    parser.add_argument("model", choices=models.names(), metavar="MODEL", help="such as resnet50")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--inference", action="store_true", help="instead of a training step")
+    parser.add_argument("--vary", nargs="+", metavar=("FILE.CONSTANT", "VALUE"), help="a constant of kernels/cuda, value by value")
+    args = parser.parse_args(arguments)
+    args.values = []
+    if args.vary:
+        file, _, name = args.vary[0].partition(".")
+        try:
+            args.constant = importlib.import_module(f"minicnn.kernels.cuda.{file}"), name
+            args.values = [int(value) for value in args.vary[1:]]
+            getattr(*args.constant)
+        except (ImportError, AttributeError, ValueError) as error:
+            parser.error(f"--vary takes a constant of a file in kernels/cuda and whole numbers: {error}")
+        if not args.values:
+            parser.error("--vary takes at least one value")
+    return args
+
+
+if __name__ == "__main__":
+    main()

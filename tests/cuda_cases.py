@@ -57,7 +57,8 @@ def small() -> Iterator[None]:
     """Limits so low that small arrays take several blocks, chunks and parts."""
     limits = [(cuda_launch, "MOST_BLOCKS", 3), (cuda_elementwise, "MOST_BLOCKS", 2), (cuda_im2col, "COLUMN_BYTES", 3000),
               (cuda_launch, "MOST_ROWS", 5), (cuda_launch, "MOST_ALONG", 2), (cuda_loss, "MOST_BLOCKS", 2),
-              (cuda_normalization, "MOST_CHUNKS", 7), (cuda_normalization, "LEAST_ROWS", 2), (cuda_winograd, "SPECTRUM_BYTES", 20000),
+              (cuda_normalization, "MOST_CHUNKS", 7), (cuda_normalization, "LEAST_ROWS", 2),
+              (cuda_winograd, "SPECTRUM_BYTES", 20000),
               *((module, "THREADS", 8) for module in (cuda_launch, cuda_elementwise, cuda_im2col, cuda_pooling))]
     with contextlib.ExitStack() as stack:
         for module, name, value in limits:

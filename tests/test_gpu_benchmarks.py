@@ -177,6 +177,26 @@ def test_from_which_batch_the_gpu_is_faster(module):
     assert module("gpu").crossings(rows) == {"a s": 8, "b s": None}
 
 
+@pytest.mark.gpu
+def test_a_constant_is_varied(module, monkeypatch, capsys):
+    launches = module("launches")
+    monkeypatch.setattr(launches, "SIDE", 4)
+    launches.main(["resnet20", "--batch", "1", "--inference", "--vary", "im2col.COLUMN_BYTES", "1", "100000000"])
+    one, many = capsys.readouterr().out.splitlines()
+    assert one.startswith("im2col.COLUMN_BYTES =            1: ") and " ms of the device: " in many
+    launches.main(["resnet20", "--batch", "1", "--inference"])
+    assert "elementwise.affine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, why", [
+    (["im2col.COLUMN_BYTE", "1"], "no attribute 'COLUMN_BYTE'"), (["im2row.COLUMN_BYTES", "1"], "No module named"),
+    (["im2col.COLUMN_BYTES", "1.5"], "invalid literal"), (["im2col.COLUMN_BYTES"], "at least one value")])
+def test_a_constant_that_cannot_be_varied(module, capsys, words, why):
+    with pytest.raises(SystemExit) as end:
+        module("launches").main(["resnet20", "--vary", *words])
+    assert end.value.code == 2 and why in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["minicnn", "PyTorch"])
 def test_a_training_in_parts_ends_as_one_in_one_piece(module, tmp_path, library, capsys):

@@ -17,7 +17,9 @@ from test_models import lively_pair, logits_and_gradients, torch_logits_and_grad
 
 import minicnn as mc
 from minicnn import backend, models, ops, optim, train
+from minicnn.kernels import conv as kernels
 from minicnn.kernels.precision import half_type, precision
+from minicnn.kernels.windows import Windows
 from minicnn.layers import BatchNorm2d, Conv2d, GlobalAvgPool2d, Linear, ReLU, Sequential
 from minicnn.train import Config, Trainer
 
@@ -217,6 +219,49 @@ def test_a_model_computes_in_half_inside_and_in_float32_outside(where, half):
         assert exact(put(normal(2, 3, 8, 8).astype(np.float64), where)).dtype == np.float64      # float64 is float64
         on_the_cpu = Sequential([Conv2d(4)], (3, 8, 8))
         np.testing.assert_array_equal(on_the_cpu(normal(2, 3, 8, 8)).numpy(), on_the_cpu(normal(2, 3, 8, 8)).numpy())
+
+
+def relative(found, exact):
+    return np.linalg.norm(backend.to_numpy(found) - exact) / np.linalg.norm(exact)
+
+
+def test_a_convolution_in_tf32_rounds_less_than_in_bfloat16_by_whichever_algorithm(where):
+    """set_precision's docstring has the figures. From 64 channels on, "auto" is Winograd."""
+    x, weight = np.maximum(normal(1, 64, 24, 24), 0), normal(32 * 2, 64, 3, 3)
+    x64, weight64, dy64 = (a.astype(np.float64) for a in (x, weight, normal(1, 64, 24, 24, seed=1)))
+    windows = Windows.of(3, 1, 1)
+    maps = ((kernels.conv2d, (x64, weight64, None)), (kernels.conv2d_input_grad, (dy64, weight64, (24, 24))),
+            (kernels.conv2d_weight_grad, (x64, dy64)))
+    for kernel, arrays in maps:
+        exact = kernel(*arrays, windows)
+        there = [backend.to_device(a.astype(np.float32), where) if isinstance(a, np.ndarray) else a for a in arrays]
+        with precision("tf32"):
+            im2col, winograd, auto = (kernel(*there, windows, algorithm=name) for name in ("im2col", "winograd", "auto"))
+        assert np.array_equal(backend.to_numpy(auto), backend.to_numpy(winograd))
+        assert 1e-4 < relative(im2col, exact) < relative(winograd, exact) < 1.8e-3, kernel.__name__
+        if "bf16" in NAMES:
+            halves = [a.astype(half_type("bf16")) if hasattr(a, "astype") else a for a in there]
+            assert relative(winograd, exact) < relative(kernel(*halves, windows).astype(np.float32), exact), kernel.__name__
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("bf16" not in NAMES, reason="ml_dtypes is not installed")
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("which", ["vgg11", "resnet18", "vgg11_bn"])
+def test_a_model_in_tf32_is_nearer_to_float32_than_in_bfloat16(where, which, train):
+    """Its logits several times; gradients, which the ReLUs that turn decide, by less."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    model, _ = lively_pair(which, np.float32)
+    x, dy = random_images(8, *model.in_shape), random_images(8, 5, seed=9)
+    exact = logits_and_gradients(model, x, dy, train)
+    model.to(where)
+    far = {}
+    for how in ("tf32", "bf16"):
+        with precision(how):
+            found = logits_and_gradients(model, backend.to_device(x, where), backend.to_device(dy, where), train)
+        distances = {name: relative(found[name], e) for name, e in exact.items()}
+        far[how] = distances["logits"], np.median(list(distances.values()))
+    assert 0 < far["tf32"][0] < far["bf16"][0] / 2 and 0 < far["tf32"][1] < far["bf16"][1], far
 
 
 @pytest.mark.slow

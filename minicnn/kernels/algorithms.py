@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from minicnn.backend import REAL, Array, compiles_cuda, is_half
-from minicnn.kernels.precision import get_precision
 from minicnn.kernels.windows import Windows
 
 ALGORITHMS = ("direct", "im2col", "winograd")
 TABLE = Path(__file__).with_name("auto.json")
 
-# On a GPU in full float32, Winograd saves multiplications; in TF32 im2col's are so fast that little is left to be saved. Worked out
-# from the operations and the bytes of either, not measured yet.
+# On a GPU, channels and filters from which on Winograd is taken. In float32 it saves multiplications. In TF32 these are six times
+# as fast, and what takes long are im2col's columns, 9 numbers for each of the image, written and read again; the spectra have 2.25.
+# Worked out from the operations and the bytes of either, not measured yet; with fewer channels its four launches weigh more.
 WINOGRAD_CHANNELS = 64
 
 _wish: ContextVar[str] = ContextVar("algorithm", default="auto")
@@ -95,7 +95,7 @@ def _fastest(which: str, array: Array, windows: Windows, groups: int, channels: 
     if array.dtype != np.float32 or groups > 1 or windows.kernel_size != (3, 3):
         return "im2col"
     if not isinstance(array, np.ndarray):
-        many = min(channels, filters) >= WINOGRAD_CHANNELS and get_precision() == "fp32"
+        many = min(channels, filters) >= WINOGRAD_CHANNELS
         return "winograd" if many and supports("winograd", array, windows) else "im2col"
     name = _nearest(which, max(windows.stride) > 1, channels, filters, pixels)
     return name if supports(name, array, windows, groups) else "im2col"

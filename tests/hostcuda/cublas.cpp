@@ -8,7 +8,7 @@
 #define API extern "C" __attribute__((visibility("default"))) int
 
 enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };     // cublasStatus_t
-enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14 };                                                       // cudaDataType_t
+enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14, AS_TF32 = -1 };      // cudaDataType_t, and R_32F to be rounded to 10 bits
 enum { COMPUTE_32F = 68, COMPUTE_64F = 70, COMPUTE_32F_FAST_TF32 = 77 };                                     // cublasComputeType_t
 static void* const HANDLE = (void*)4711;
 static intptr_t stream = 0;                     // what is asked for next goes there
@@ -20,6 +20,12 @@ static double read(const void* from, int type, long long i)
     if (type == R_16F) {
         _Float16 x;
         std::memcpy(&x, (const uint16_t*)from + i, 2);
+        return x;
+    }
+    if (type == AS_TF32) {
+        uint32_t bits = (((const uint32_t*)from)[i] + 0x1000) & 0xffffe000;
+        float x;
+        std::memcpy(&x, &bits, 4);
         return x;
     }
     uint32_t bits = (uint32_t)((const uint16_t*)from)[i] << 16;
@@ -112,6 +118,7 @@ API cublasGemmStridedBatchedEx(void* handle, int ta, int tb, int m, int n, int k
         Product* product = new Product{ta != 0, tb != 0, m, n, k, number(alpha, compute), number(beta, compute),
                                        nth({a, a_type, lda}, step_a, i), nth({b, b_type, ldb}, step_b, i),
                                        nth({c, c_type, ldc}, step_c, i)};
+        if (compute == COMPUTE_32F_FAST_TF32) product->a.type = product->b.type = AS_TF32;
         if (int status = ask(handle, product)) return status;
     }
     return SUCCESS;
