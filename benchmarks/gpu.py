@@ -268,10 +268,10 @@ def line_of(row: dict[str, Any]) -> str:
             + "".join(f"  {side}: {why}" for side, why in row["problems"].items()))
 
 
-def speed_up(row: dict[str, Any]) -> float | None:
+def speed_up(row: dict[str, Any], ours: str = "minicnn") -> float | None:
     """PyTorch's time in its faster format over ours, of medians; None where one of us is missing."""
     rivals = [median(s) for side, s in row["seconds"].items() if side.startswith("PyTorch") and s]
-    return min(rivals) / median(row["seconds"]["minicnn"]) if rivals and row["seconds"].get("minicnn") else None
+    return min(rivals) / median(row["seconds"][ours]) if rivals and row["seconds"].get(ours) else None
 
 
 def newest(folder: Path = RESULTS) -> dict[str, Any] | None:
@@ -290,7 +290,8 @@ def table(found: dict[str, Any] | None) -> str:
     lines = [f"On {facts.get('GPU', 'no GPU')}, {facts['date'][:10]}, commit {facts.get('commit', 'unknown')}: "
              + ("" if same else "**these figures are not of this code**, the GPU's files have changed since. ")
              + f"tests: {found.get('suite', {}).get('last line') or 'not run'}. Milliseconds a batch, and speed-up over PyTorch "
-             f"{facts.get('PyTorch', '')} in the faster of its memory formats; captured: the step as a CUDA graph:", "",
+             f"{facts.get('PyTorch', '')} in the faster of its memory formats; captured: the step as a CUDA graph, its speed-up in "
+             "brackets:", "",
              "| | batch | precision | inference | PyTorch | speed-up | training step | captured | PyTorch | speed-up | peak GB "
              "| PyTorch |",
              "| --- " * 12 + "|"]
@@ -302,8 +303,8 @@ def table(found: dict[str, Any] | None) -> str:
             mine, faster = row["seconds"].get("minicnn"), speed_up(row)
             cells += [f"{1e3 * median(mine):.2f}" if mine else "-"]
             if task == "training step":
-                captured = row["seconds"].get("captured")
-                cells += [f"{1e3 * median(captured):.2f}" if captured else "-"]
+                captured, as_graph = row["seconds"].get("captured"), speed_up(row, "captured")
+                cells += [(f"{1e3 * median(captured):.2f}" if captured else "-") + (f" ({as_graph:.2f})" if as_graph else "")]
             cells += [f"{1e3 * median(mine) * faster:.2f}" if faster else "-", f"**{faster:.2f}**" if faster else "-"]
         peaks = row["peak_bytes"]
         theirs = [p for side, p in peaks.items() if side.startswith("PyTorch")]
