@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ import launches
 import numpy as np
 from engine_minicnn import Engine
 
-from minicnn.backend import library_of
+from minicnn.backend import BackendUnavailable, library_of
 from minicnn.bench import results
 from minicnn.kernels.cuda import source
 from minicnn.kernels.precision import precision
@@ -141,6 +142,7 @@ def measured(sides: dict[str, Callable[[], Call]], device: str, repeats: int, ri
                 synchronize(device)
             peaks[side], seconds[side] = peak[0], []
         except Exception as error:                      # out of memory, mostly; the others go on
+            traceback.print_exc()
             calls.pop(side, None)
             problems[side] = f"{type(error).__name__}: {str(error)[:300]}"
     for i in range(repeats):
@@ -320,7 +322,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(table(newest()))
         return 0
     until = time.monotonic() + 60 * args.minutes
-    library_of(args.device)                             # raises, and says what is missing
+    try:
+        library_of(args.device)
+    except BackendUnavailable as error:
+        raise SystemExit(f"gpu.py: {error}") from None
     rival = None
     with contextlib.suppress(ImportError):
         rival = PyTorch("cuda" if args.device == "cuda" else "cpu") if not args.no_pytorch else None

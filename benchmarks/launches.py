@@ -21,7 +21,7 @@ import cases
 from engine_minicnn import Engine
 
 from minicnn import models
-from minicnn.backend import library_of
+from minicnn.backend import BackendUnavailable, library_of
 from minicnn.kernels.cuda import gemm as products
 from minicnn.kernels.cuda import launch as kernels
 from minicnn.kernels.precision import PRECISIONS, precision
@@ -115,6 +115,10 @@ def _products(*arguments: Any) -> str:
 # ---------------------------------------------------------------- the command
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
+    try:
+        library_of("cuda")
+    except BackendUnavailable as error:
+        raise SystemExit(f"launches.py: {error}") from None
     task = "inference" if args.inference else "training step"
     case = cases.model(args.model, False, args.batch)[not args.inference]
     with precision(args.precision):

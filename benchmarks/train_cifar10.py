@@ -1,6 +1,6 @@
 """Train ResNet-20 on CIFAR-10 by the paper's recipe, with minicnn and with PyTorch, on the same device and the same batches.
 
-    python benchmarks/train_cifar10.py FOLDER --root cifar10-jpeg.tar.xz --minutes 9           begin, or go on
+    python benchmarks/train_cifar10.py FOLDER --root cifar10-jpeg.tar.xz --minutes 9 --cuda-graph        begin, or go on
     python benchmarks/train_cifar10.py FOLDER --root cifar10-jpeg.tar.xz --minutes 9 --pytorch
 
 Each call trains for so many minutes, saves into FOLDER, and is repeated until all epochs are done; FOLDER/results.json then has the
@@ -40,9 +40,12 @@ class TimeIsUp(Exception):
 def ours(args: argparse.Namespace, until: float) -> dict[str, Any] | None:
     """Go on with our run in FOLDER, or begin it; the results once it is done."""
     folder = args.folder / "minicnn"
-    run = (train.resume(folder) if (folder / "checkpoint.npz").exists() else
-           train.begin(args.data, args.root, model=args.model, device=args.device, out=folder, epochs=args.epochs,
-                       precision=args.precision, **RECIPE))
+    try:
+        run = (train.resume(folder) if (folder / "checkpoint.npz").exists() else
+               train.begin(args.data, args.root, model=args.model, device=args.device, out=folder, epochs=args.epochs,
+                           precision=args.precision, cuda_graph=args.cuda_graph, **RECIPE))
+    except (ValueError, OSError, backend.BackendUnavailable) as error:
+        raise SystemExit(f"train_cifar10.py: {error}") from None
 
     def look(trainer: train.Trainer) -> None:
         tell("minicnn", trainer.history[-1])
@@ -148,13 +151,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call; it ends with the epoch in which they are over")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
+    parser.add_argument("--cuda-graph", action="store_true", help="capture minicnn's steps: a small model waits for Python else")
     parser.add_argument("--pytorch", action="store_true", help="PyTorch in place of minicnn")
     parser.add_argument("--commit", help="which commit this is, where the files lie without their history")
     args = parser.parse_args(arguments)
     args.folder.mkdir(parents=True, exist_ok=True)
     on_gpu = args.device != "cpu" and backend.cuda_status().available
     surroundings = results.environment(cores(), ["cuda" if on_gpu else "cpu"]) | ({"commit": args.commit} if args.commit else {})
-    keep(args.folder, "setting", **surroundings | {"epochs": args.epochs, "precision": args.precision, "recipe": RECIPE})
+    keep(args.folder, "setting", **surroundings | {"epochs": args.epochs, "precision": args.precision,
+                                               "cuda_graph": args.cuda_graph, "recipe": RECIPE})
     library: str = "PyTorch" if args.pytorch else "minicnn"
     part: Callable[..., dict[str, Any] | None] = pytorch if args.pytorch else ours
     done: dict[str, Any] | None = part(args, time.monotonic() + 60 * args.minutes)

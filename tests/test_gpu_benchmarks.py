@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicnn import models
+from minicnn import backend, models
 from minicnn.bench import cases
 from minicnn.data.cifar import CIFAR10_CLASSES
 from minicnn.kernels.cuda import source
@@ -197,6 +197,19 @@ def test_a_constant_that_cannot_be_varied(module, capsys, words, why):
     assert end.value.code == 2 and why in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("script, words, why", [
+    ("gpu", ["--device", "cuda"], "no GPU to compute on"), ("launches", ["resnet20"], "no GPU to compute on"),
+    ("train_cifar10", ["FOLDER", "--device", "cuda"], "no GPU to compute on"),
+    ("train_cifar10", ["FOLDER", "--device", "cpu", "--root", "nowhere.tar.xz"], "nowhere.tar.xz: no such file"),
+    ("train_cifar10", ["FOLDER", "--device", "cpu", "--data", "digits", "--cuda-graph"], "this run is on the CPU")])
+def test_what_cannot_be_ends_in_a_line(module, monkeypatch, tmp_path, script, words, why):
+    status = backend.Status(False, "no GPU to compute on: none in this test", "to get one", {})
+    monkeypatch.setattr(backend, "cuda_status", lambda: status)
+    with pytest.raises(SystemExit) as end:
+        module(script).main([str(tmp_path) if word == "FOLDER" else word for word in words])
+    assert str(end.value).startswith(f"{script}.py: ") and why in str(end.value) and "\n" not in str(end.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["minicnn", "PyTorch"])
 def test_a_training_in_parts_ends_as_one_in_one_piece(module, tmp_path, library, capsys):
@@ -215,8 +228,8 @@ def test_a_training_in_parts_ends_as_one_in_one_piece(module, tmp_path, library,
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_on_a_gpu_keeps_what_it_ran_on(module, tmp_path, precision):
+@pytest.mark.parametrize("precision, more", [("fp32", []), ("bf16", ["--cuda-graph"])])
+def test_a_training_on_a_gpu_keeps_what_it_ran_on(module, tmp_path, precision, more):
     image_module = pytest.importorskip("PIL.Image")
     for part, count in (("train", 2), ("test", 1)):
         for name in CIFAR10_CLASSES:
@@ -227,7 +240,8 @@ def test_a_training_on_a_gpu_keeps_what_it_ran_on(module, tmp_path, precision):
                 image_module.fromarray(pixels).save(folder / f"{i}.png")
     script = module("train_cifar10")
     assert script.main([str(tmp_path / "run"), "--root", str(tmp_path / "images"), "--epochs", "1", "--device", "cuda",
-                        "--precision", precision, "--commit", "abc"]) == 0
+                        "--precision", precision, "--commit", "abc", *more]) == 0
     setting, ours = (script.kept(tmp_path / "run")[what] for what in ("setting", "minicnn"))
-    assert setting["precision"] == precision and setting["commit"] == "abc" and setting["GPU"] and setting["CuPy"]
+    assert setting["precision"] == precision and setting["cuda_graph"] == bool(more)
+    assert setting["commit"] == "abc" and setting["GPU"] and setting["CuPy"]
     assert ours["of"] == 10 and ours["device"] == "cuda"
