@@ -121,7 +121,7 @@ def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: floa
                     row = {"model": name, "task": task, "precision": how, "batch": case.batch,
                            **measured(sides, device, repeats, rival)}
                 print(line_of(row), flush=True)
-                if "kernels" in row:
+                if row.get("kernels"):
                     print(f"{'':24} {launches.in_words(row['kernels'])}", flush=True)
                 yield row
 
@@ -132,24 +132,37 @@ def measured(sides: dict[str, Callable[[], Call]], device: str, repeats: int, ri
     peaks: dict[str, int] = {}
     problems: dict[str, str] = {}
     calls: dict[str, Call] = {}
-    for side, prepare in sides.items():
-        memory = rival.memory if side.startswith("PyTorch") else peak_of(device)
+
+    def trying(what: str, work: Callable[[], Any]) -> Any:
+        """What it gives; where it cannot, mostly for want of memory, it says why and the others go on."""
         try:
-            with memory() as peak:
-                calls[side] = prepare()
-                for _ in range(2):                      # compiles, and lets cuDNN choose
-                    calls[side]()
-                synchronize(device)
-            peaks[side], seconds[side] = peak[0], []
-        except Exception as error:                      # out of memory, mostly; the others go on
+            return work()
+        except Exception as error:
             traceback.print_exc()
-            calls.pop(side, None)
-            problems[side] = f"{type(error).__name__}: {str(error)[:300]}"
+            problems[what] = f"{type(error).__name__}: {str(error)[:300]}"
+            return None
+
+    def warm_up(side: str, prepare: Callable[[], Call]) -> None:
+        with rival.memory() if side.startswith("PyTorch") else peak_of(device)() as peak:
+            call = prepare()
+            for _ in range(2):                          # compiles, and lets cuDNN choose
+                call()
+            synchronize(device)
+        calls[side], peaks[side], seconds[side] = call, peak[0], []
+
+    for side, prepare in sides.items():
+        trying(side, partial(warm_up, side, prepare))
     for i in range(repeats):
         for side in list(calls) if i % 2 == 0 else list(calls)[::-1]:
-            seconds[side].append(seconds_of(calls[side], device))
+            taken = trying(side, partial(seconds_of, calls[side], device))
+            if taken is None:
+                del calls[side]
+            else:
+                seconds[side].append(taken)
     found = {"seconds": seconds, "peak_bytes": peaks, "problems": problems}
-    return found | ({"kernels": launches.of(calls["minicnn"])} if device == "cuda" and "minicnn" in calls else {})
+    if device == "cuda" and "minicnn" in calls:
+        found["kernels"] = trying("kernels", partial(launches.of, calls["minicnn"]))
+    return found
 
 
 def call_of(engine: Any, case: Any, task: str) -> Call:

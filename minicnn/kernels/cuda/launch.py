@@ -17,7 +17,6 @@ from minicnn.kernels.blocks import slices
 from minicnn.kernels.cuda import source
 
 THREADS = 256               # in a block
-LARGEST = 1 << 30           # elements of a pass: an int counts them
 MOST_BLOCKS = 1 << 16       # of a pass over elements; with more elements, each thread takes several
 MOST_ROWS = 1 << 20         # blocks for rows; with more rows, each takes several
 MOST_ALONG = 1 << 15        # blocks along a row, likewise
@@ -113,7 +112,7 @@ def _misfit(xp: ModuleType, kernel: str, pointer: Pointer, value: Any) -> TypeEr
 
 
 @functools.lru_cache(maxsize=4096, typed=True)
-def _numbers(file: str, kernel: str, stored: np.dtype[Any], *values: Any) -> list[Any]:
+def _numbers(file: str, kernel: str, stored: np.dtype[Any], *values: Any) -> tuple[Any, ...]:
     """Numbers in the sizes that the kernel declares. They come behind its pointers, and the same come again in every step."""
     made = []
     for (kind, name), value in zip([p for p in source.signatures(file)[kernel] if not p.pointer], values, strict=True):
@@ -125,7 +124,7 @@ def _numbers(file: str, kernel: str, stored: np.dtype[Any], *values: Any) -> lis
         if not -1 << 31 <= value < 1 << 31 and kind == "int":
             raise ValueError(f"{file}.cu: {kernel}: {name}={value} is too large for a 32-bit integer: cut the work into parts")
         made.append(_types[kind].type(value))
-    return made
+    return tuple(made)
 
 
 def four_bytes(itemsize: int) -> int:
