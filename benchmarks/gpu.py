@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --table                                         the README's table, from the newest results file
 
 In this order, each part written to the file as soon as it is there, and left out (and named) where the time is up; the same command
-goes on then with what is missing:
+goes on then with what is missing (what failed is not tried again):
 
 1. the engine's whole suite on the device, `pytest -m gpu`, where a skip is a failure;
 2. VGG-16, ResNet-18 and ResNet-50 at batch 64 and 224 x 224, ResNet-20 at batch 128 and 32 x 32: inference and a training step in
@@ -299,7 +299,7 @@ def table(found: dict[str, Any] | None) -> str:
     """What the README says of the GPU: a table of the results file's figures, and whether they are of this very code."""
     if found is None:
         return ("**It has not run on a GPU yet**: there is no results file, so there are no figures. What is known comes from a "
-                "CPU, by `tests/test_cuda_kernels.py`.")
+                "CPU, by `tests/test_cuda_kernels.py` and `tests/hostcuda/`.")
     facts = found["environment"]
     same = found["hash"] == source.digest()
     lines = [f"On {facts.get('GPU', 'no GPU')}, {facts['date'][:10]}, commit {facts.get('commit', 'unknown')}: "

@@ -63,8 +63,8 @@ class Captured(Generic[Result]):
     step: what is captured, Python's part of which runs here and never again. So it reads arrays that stay where they are, and are
     filled before each call; what it makes lies, from call to call, in the arrays of `result`, what it returned. It must not wait
     for the device, nor send it anything: neither labels from the host nor a dropout's mask. It runs twice before it is captured,
-    so that all is compiled, and what it moves has moved. It is kept, and so are the arrays that it reads: the graph knows them by
-    their addresses alone.
+    so that all is compiled, and what it moves has moved. The graph knows arrays by their addresses: the step is kept, and so are
+    those that it names; where one behind an attribute is replaced, as a model's by `load_state_dict`, capture anew.
     Raises RuntimeError where the step cannot be captured; ValueError on a device without graphs.
     Source: NVIDIA, CUDA C++ Programming Guide, "CUDA Graphs".
     """

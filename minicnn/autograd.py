@@ -128,7 +128,7 @@ class Node:
     def pull(self, dy: Any, leads: set[Node], create_graph: bool, written: set[Node]) -> Iterator[tuple[Node, Any, bool]]:
         """Yield (parent, its gradient, is the array nobody else's?) for the parents in `leads`; compute nothing else.
 
-        The last is asked for the nodes in `written` alone, and no for the others.
+        written: the nodes whose gradient is handed out or added to; for any other the last is False, unasked.
         """
         assert self.op is not None and self.saved is not None
         saved = self._tied() if create_graph else self.saved
@@ -626,7 +626,7 @@ def _propagate(seeds: Sequence[tuple[Tensor, Tensor | None]], targets: set[Node]
             leads.add(node)
 
     arrivals = Counter(itertools.chain((output.node for output, _ in checked), *(node.parents.values() for node in order)))
-    written = targets | {node for node, count in arrivals.items() if node and count > 1}    # whose gradient goes out or is added to
+    written = targets | {node for node, count in arrivals.items() if node is not None and count > 1}
 
     gradients: dict[Node, Any] = {}
     owned: set[Node] = set()                            # of these: whose gradient is an array that nobody else has

@@ -233,7 +233,7 @@ class GradScaler:
 
     def __init__(self, init_scale: float = 2.0 ** 16, growth_factor: float = 2.0, backoff_factor: float = 0.5,
                  growth_interval: int = 2000) -> None:
-        if isinstance(init_scale, str):
+        if not isinstance(init_scale, (int, float, np.integer, np.floating)):
             raise TypeError(f"GradScaler: init_scale={init_scale!r} must be a number, no device: it goes where the loss is")
         if not (0 < init_scale < math.inf and growth_factor > 1 and 0 < backoff_factor < 1 and growth_interval >= 1):
             raise ValueError(f"GradScaler: init_scale={init_scale} must be positive, growth_factor={growth_factor} above 1, "

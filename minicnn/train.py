@@ -20,6 +20,7 @@ import re
 import signal
 import threading
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -361,7 +362,9 @@ class CapturedGradients:
         self.parameters = trainer.model.parameters()
         self.buffers = [(layer, name) for _, layer in trainer.model.walk() for name in layer.buffer_names]
         moved = [(array, array.copy()) for array in (*self._buffers(), trainer._sums)]
-        self.graph = Captured(lambda: trainer.find_gradients(self.inputs, self.labels), trainer.model.device)
+        # The graph keeps its step: one that held this or the trainer would keep both from being freed when they are let go.
+        arrays, owner = (self.inputs, self.labels), weakref.proxy(trainer)
+        self.graph = Captured(lambda: owner.find_gradients(*arrays), trainer.model.device)
         for array, before in moved:
             array[...] = before
         self.read = self._read(trainer)

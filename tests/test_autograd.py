@@ -557,6 +557,28 @@ def test_a_list_argument_is_many_inputs(device):
     assert not z.requires_grad
 
 
+def test_a_gradient_of_its_own_is_added_to_in_place_and_handed_out(device):
+    made = []
+
+    @mc.op
+    def doubled(x):
+        """y = 2 x"""
+        return 2 * x
+
+    @doubled.backward("x")
+    def doubled_backward(dy):
+        made.append(2 * dy)
+        return made[-1]
+
+    x = device.tensor([1.0, 2.0], requires_grad=True)
+    middle = doubled(x)
+    total = doubled(middle) + doubled(middle) + doubled(middle)
+    total.backward(device.put(np.ones(2)))
+    assert len(made) == 4 and x.grad.data is made[3]                        # a leaf's
+    np.testing.assert_array_equal(mc.Tensor(made[0]).numpy(), [6, 6])       # what three gave to one, in the first one's memory
+    np.testing.assert_array_equal(x.grad.numpy(), [12, 12])
+
+
 def test_a_backward_stays_an_ordinary_function(device):
     mul_da = next(rule.function for rule in ops.mul.composed if rule.targets == ("a",))
     same(mul_da(device.put(A), device.put(B), (2, 3)), A * B)

@@ -30,7 +30,7 @@ from minicnn.kernels.cuda import gemm as gemm_module
 from minicnn.kernels.cuda import source
 from minicnn.kernels.cuda.cublas import Direct
 from minicnn.kernels.cuda.gemm import gemm
-from minicnn.kernels.cuda.launch import launch
+from minicnn.kernels.cuda.launch import launch, run
 from minicnn.kernels.windows import Windows
 
 HERE = Path(__file__).parent
@@ -219,11 +219,16 @@ def test_an_argument_that_does_not_fit_is_refused():
             ({"x": put(np.ones((8, 2), np.float32)).T}, ValueError, r"x \(2, 8\) does not lie in one piece"),
             ({"rectified": 1 << 31}, ValueError, "rectified=2147483648 is too large for a 32-bit integer"),
             ({"rectified": 1.0}, TypeError, "rectified takes an integer, not 1.0"),
-            ({"count": None}, TypeError, "count takes an integer, not None")]:
+            ({"count": None}, TypeError, "count takes an integer, not None"),
+            ({"rectified": [1]}, TypeError, "affine: numbers expected behind its pointers: unhashable")]:
         with pytest.raises(error, match=words):
             start(**wrong)
     with pytest.raises(TypeError, match="labels takes an array of int64, not of int32"):
         launch("loss", "losses", 1, 128, x, put(np.zeros(2, np.int32)), out, 2, 8, 0.0)
+    with pytest.raises(TypeError, match="smoothing takes a number, not None"):
+        launch("loss", "losses", 1, 128, x, put(np.zeros(2, np.int64)), out, 2, 8, None)
+    with pytest.raises(TypeError, match="overflows takes [0-9]+ arguments, not 1"):      # all of them pointers
+        run(backend.array_module(x), np.dtype(np.float32), "update", "overflows", 1, 256, out)
 
 
 def test_every_kernel_takes_its_pointers_first():

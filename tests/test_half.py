@@ -414,6 +414,8 @@ def test_the_scale_never_becomes_infinite(device):
 def test_a_scaler_without_sense_is_refused():
     with pytest.raises(TypeError, match="'cuda' must be a number, no device"):
         optim.GradScaler("cuda")                            # which PyTorch's takes
+    with pytest.raises(TypeError, match="init_scale=None must be a number"):
+        optim.GradScaler(None)
     for wrong in ({"init_scale": 0}, {"growth_factor": 1}, {"backoff_factor": 1}, {"growth_interval": 0}):
         with pytest.raises(ValueError, match=f"GradScaler: .*{next(iter(wrong))}"):
             optim.GradScaler(**wrong)

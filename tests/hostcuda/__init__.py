@@ -8,7 +8,8 @@ CUDA. Here these last calls are our own (runtime.cpp, cublas.cpp), and its kerne
 
 It knows the inside of one version of CuPy, 14.2, and refuses others. What it cannot show: speed; a device's arithmetic (fused
 multiply-adds, an exp of its own, products on tensor cores); memory that the host cannot reach; streams, whose orders are done
-at once; and the libraries that CuPy was built with: CUB is left out, and Thrust's sorting is NumPy's.
+at once; the libraries that CuPy was built with: CUB is left out, and Thrust's sorting is NumPy's; and
+kernels of CuPy's that exchange numbers within a warp, as a cumsum of thousands does, which do not compile.
 """
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ struct Graph { std::vector<Order> orders; };
 
 static Graph* recording = nullptr;              // what a stream is asked for while it is captured
 static intptr_t captured = 0;                   // that stream
-static intptr_t next_handle = 1;                // of streams and events
+static intptr_t next_handle = 0x1000;           // of streams and events; 1 and 2 are CUDA's own for the default streams
 static long long waits = 0;                     // how often the host waited for the device, or would have
 
 static PyObject* fail(const std::string& text)

@@ -42,7 +42,8 @@ def cast(x: Array, dtype: np.dtype[Any]) -> Array:
     def filled(order: list[int]) -> Array:
         laid = xp.ascontiguousarray(x.transpose(order)).reshape(-1)
         out = xp.empty(laid.shape, dtype)
-        kernel, fours = "narrow" if is_half(dtype) else "widen", in_fours(out.size, laid, out)
+        kernel = "narrow" if is_half(dtype) else "widen"
+        fours = in_fours(out.size, laid, out)
         launch("elementwise", f"{kernel}{fours}", over(out.size // 4 if fours else out.size), THREADS, laid, out, out.size)
         return out.reshape([x.shape[axis] for axis in order])
 

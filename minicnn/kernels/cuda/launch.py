@@ -33,14 +33,11 @@ _loading = threading.Lock()
 def launch(file: str, kernel: str, blocks: int | tuple[int, ...], threads: int | tuple[int, ...], *arguments: Any) -> None:
     """Run a kernel of `file`.cu on so many blocks of so many threads; nothing where there are no blocks.
 
-    arguments: one for each parameter: arrays for pointers (or None, a null pointer), numbers. The first array says which library it
-    is; the first of the stored ones, or of all where there are none such, what `stored` and `real` are.
+    arguments: one for each parameter: arrays for pointers (or None, a null pointer), then numbers. The first array of what is
+    stored, or where there is none of what is computed in, says which library it is, and what `stored` and `real` are.
     TypeError or ValueError for one that does not fit its parameter.
     """
-    parameters = source.signatures(file)[kernel]
-    if len(arguments) != len(parameters):
-        raise TypeError(f"{file}.cu: {kernel} takes {len(parameters)} arguments, not {len(arguments)}: "
-                        f"{', '.join(p.name for p in parameters)}")
+    _check_count(file, kernel, arguments)
     first = next(arguments[i] for i in _telling(file, kernel) if arguments[i] is not None)
     run(array_module(first), first.dtype, file, kernel, blocks, threads, *arguments)
 
@@ -51,20 +48,24 @@ def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: i
     grid = blocks if isinstance(blocks, tuple) else (blocks,)
     if 0 in grid:
         return
+    _check_count(file, kernel, arguments)
     function, pointers = _started(xp, file, kernel, stored)
     ndarray = xp.ndarray
     made: list[Any] = []
     # A training step hands over some thousand arguments, and a small model waits for it: so they are looked at here, in one loop.
-    for slot, value in zip(pointers, arguments, strict=False):
+    for pointer, value in zip(pointers, arguments, strict=False):       # numbers are left over
         if value is None:
             made.append(_null)
-        elif (isinstance(value, ndarray) and value.dtype == slot.dtype and value.flags.c_contiguous
-              and not value.data.ptr % slot.multiple):
+        elif (isinstance(value, ndarray) and value.dtype == pointer.dtype and value.flags.c_contiguous
+              and not value.data.ptr % pointer.multiple):
             made.append(value)
         else:
-            raise _misfit(xp, f"{file}.cu: {kernel}", slot, value)
-    numbers = _numbers(file, kernel, stored, *arguments[len(pointers):])
-    function(grid, threads if isinstance(threads, tuple) else (threads,), (*made, *numbers))
+            raise _misfit(xp, f"{file}.cu: {kernel}", pointer, value)
+    try:
+        values = _numbers(file, kernel, stored, *arguments[len(pointers):])
+    except TypeError as error:                  # of a list or an array, too, which cannot be looked up
+        raise TypeError(f"{file}.cu: {kernel}: numbers expected behind its pointers: {error}") from None
+    function(grid, threads if isinstance(threads, tuple) else (threads,), (*made, *values))
 
 
 def over(count: int) -> int:
@@ -80,6 +81,13 @@ def over_rows(rows: int, length: int) -> tuple[int, int]:
 def in_runs(n: int, of_each: int, most: int) -> list[slice]:
     """Cut n images into runs with about `most` of what each has so many of, bytes or numbers; of no images one run, of none."""
     return list(slices(n, most // max(1, of_each))) or [slice(0, 0)]
+
+
+def _check_count(file: str, kernel: str, arguments: tuple[Any, ...]) -> None:
+    parameters = source.signatures(file)[kernel]
+    if len(arguments) != len(parameters):
+        raise TypeError(f"{file}.cu: {kernel} takes {len(parameters)} arguments, not {len(arguments)}: "
+                        f"{', '.join(p.name for p in parameters)}")
 
 
 class Pointer(NamedTuple):
@@ -117,10 +125,12 @@ def _numbers(file: str, kernel: str, stored: np.dtype[Any], *values: Any) -> tup
     made = []
     for (kind, name), value in zip([p for p in source.signatures(file)[kernel] if not p.pointer], values, strict=True):
         if kind == "real":
+            if not isinstance(value, (int, float, np.integer, np.floating)):
+                raise TypeError(f"{name} takes a number, not {value!r}")
             made.append(real_of(stored).type(value))
             continue
         if not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{file}.cu: {kernel}: {name} takes an integer, not {value!r}")
+            raise TypeError(f"{name} takes an integer, not {value!r}")
         if not -1 << 31 <= value < 1 << 31 and kind == "int":
             raise ValueError(f"{file}.cu: {kernel}: {name}={value} is too large for a 32-bit integer: cut the work into parts")
         made.append(_types[kind].type(value))
