@@ -32,6 +32,7 @@ struct Graph { std::vector<Order> orders; };
 
 static Graph* recording = nullptr;              // what a stream is asked for while it is captured
 static intptr_t captured = 0;                   // that stream
+static bool broken = false;                     // it was asked for what cannot be captured
 static intptr_t next_handle = 0x1000;           // of streams and events; 1 and 2 are CUDA's own for the default streams
 static long long waits = 0;                     // how often the host waited for the device, or would have
 
@@ -44,6 +45,7 @@ static PyObject* done() { Py_RETURN_NONE; }
 static PyObject* wait(const char* what)
 {
     ++waits;
+    broken = true;
     return recording ? fail(std::string("cudaErrorStreamCaptureUnsupported: ") + what + " while a stream is captured") : done();
 }
 static void later_or_now(const Order& order)
@@ -96,14 +98,19 @@ static PyObject* begin_capture(intptr_t stream, int, void*)
     if (!stream || recording) return fail("cudaErrorStreamCaptureUnsupported: the default stream, or another is captured");
     recording = new Graph;
     captured = stream;
+    broken = false;
     return done();
 }
 static intptr_t end_capture(intptr_t stream, int)
 {
     Graph* graph = recording;
-    if (!graph || stream != captured) fail("cudaErrorIllegalState: this stream is not captured");
+    if (!graph || stream != captured) {
+        fail("cudaErrorIllegalState: this stream is not captured");
+        return 0;
+    }
     recording = nullptr;
-    return (intptr_t)graph;
+    if (broken) fail("cudaErrorStreamCaptureInvalidated");
+    return broken ? 0 : (intptr_t)graph;
 }
 static PyObject* launch_graph(intptr_t graph, intptr_t, int)
 {
