@@ -42,7 +42,7 @@ import launches
 import numpy as np
 from engine_minicnn import Engine
 
-from minicnn.backend import BackendUnavailable, library_of
+from minicnn.backend import library_of
 from minicnn.bench import results
 from minicnn.kernels.cuda import source
 from minicnn.kernels.precision import precision
@@ -110,11 +110,13 @@ def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: floa
                 if time.monotonic() > until:
                     raise TimeIsUp
                 with precision(how):
-                    sides = {"minicnn": lambda case=case, task=task: call_of(Engine(cores(), device=device), case, task)}
+                    variants = {"minicnn": ""}
                     if device != "cpu" and task == "training step" and name != "vgg16":
-                        sides["captured"] = lambda case=case, task=task: call_of(Engine(cores(), "captured", device), case, task)
-                    if device != "cpu" and how != "bf16":       # between which "auto" decides by a rule that is not measured
-                        sides["im2col"] = lambda case=case, task=task: call_of(Engine(cores(), "im2col", device), case, task)
+                        variants["captured"] = "captured"
+                    if device != "cpu" and how != "bf16":       # "auto" decides by a rule that is not measured
+                        variants["im2col"] = "im2col"
+                    sides = {side: lambda case=case, task=task, variant=variant:
+                             call_of(Engine(cores(), variant, device), case, task) for side, variant in variants.items()}
                     if rival is not None:
                         sides |= {f"PyTorch {form}": lambda case=case, task=task, form=form, how=how:
                                   rival.prepare(case, task, form, how) for form in FORMATS}
@@ -335,10 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(table(newest()))
         return 0
     until = time.monotonic() + 60 * args.minutes
-    try:
-        library_of(args.device)
-    except BackendUnavailable as error:
-        raise SystemExit(f"gpu.py: {error}") from None
+    launches.library_or_end(args.device, "gpu.py")
     rival = None
     with contextlib.suppress(ImportError):
         rival = PyTorch("cuda" if args.device == "cuda" else "cpu") if not args.no_pytorch else None

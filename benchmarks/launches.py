@@ -115,10 +115,7 @@ def _products(*arguments: Any) -> str:
 # ---------------------------------------------------------------- the command
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    try:
-        library_of("cuda")
-    except BackendUnavailable as error:
-        raise SystemExit(f"launches.py: {error}") from None
+    library_or_end("cuda", "launches.py")
     task = "inference" if args.inference else "training step"
     case = cases.model(args.model, False, args.batch)[not args.inference]
     with precision(args.precision):
@@ -131,6 +128,14 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.values:
         for name, (count, seconds) in found["launches"].items():
             print(f"{1e3 * seconds:9.3f} ms {count:5}  {name}")
+
+
+def library_or_end(device: str, script: str) -> Any:
+    """The device's library; where it does not work, the script ends with a line that says why."""
+    try:
+        return library_of(device)
+    except BackendUnavailable as error:
+        raise SystemExit(f"{script}: {error}") from None
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -281,7 +281,7 @@ def test_rounding_costs_what_it_costs_pytorch(where, half, which, train):
         theirs = torch_logits_and_gradients(twin, x, dy, train)
 
     def far(found):
-        distances = {name: np.linalg.norm(found[name] - e) / np.linalg.norm(e) for name, e in exact.items()}
+        distances = {name: relative(found[name], e) for name, e in exact.items()}
         return [distances["logits"], distances["images"], np.median(list(distances.values()))]
 
     assert 0 < max(far(ours)) < 1

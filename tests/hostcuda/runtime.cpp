@@ -45,8 +45,9 @@ static PyObject* done() { Py_RETURN_NONE; }
 static PyObject* wait(const char* what)
 {
     ++waits;
+    if (!recording) return done();
     broken = true;
-    return recording ? fail(std::string("cudaErrorStreamCaptureUnsupported: ") + what + " while a stream is captured") : done();
+    return fail(std::string("cudaErrorStreamCaptureUnsupported: ") + what + " while a stream is captured");
 }
 static void later_or_now(const Order& order)
 {
@@ -109,8 +110,10 @@ static intptr_t end_capture(intptr_t stream, int)
         return 0;
     }
     recording = nullptr;
-    if (broken) fail("cudaErrorStreamCaptureInvalidated");
-    return broken ? 0 : (intptr_t)graph;
+    if (!broken) return (intptr_t)graph;
+    delete graph;
+    fail("cudaErrorStreamCaptureInvalidated");
+    return 0;
 }
 static PyObject* launch_graph(intptr_t graph, intptr_t, int)
 {

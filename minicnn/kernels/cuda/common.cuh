@@ -54,6 +54,14 @@ template <class Number> constexpr int how_many<FourOf<Number>> = 4;
 template <class Number> __device__ Number& part(Number& one, int) { return one; }
 template <class Number> __device__ Number& part(FourOf<Number>& four, int i) { return four.a[i]; }
 
+// One number or four, rounded from what was computed.
+template <class Some> __device__ Some from_real(const real* numbers)
+{
+    Some made = {};
+    for (int i = 0; i < how_many<Some>; ++i) part(made, i) = numbers[i];
+    return made;
+}
+
 // For each i of [0, count), shared out over all threads of the launch, neighbours to neighbours. An int, since kernels divide it to
 // find their place, and to divide 64 bits takes a GPU several times as long: count is at most 2^30, and more work comes in parts.
 #define EACH(i, count) for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += gridDim.x * blockDim.x)

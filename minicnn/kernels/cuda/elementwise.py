@@ -25,7 +25,7 @@ def relu_grad(dy: Array, y: Array) -> Array:
     """dy where y > 0, else 0"""
     def fill(dx: Array, y: Array, dy: Array) -> None:
         fours = in_fours(dx.size, dy, y, dx)
-        launch("elementwise", f"relu_grad{fours}", over(dx.size // 4 if fours else dx.size), THREADS, dy, y, dx, dx.size)
+        launch("elementwise", f"relu_grad{fours}", over(dx.size, fours), THREADS, dy, y, dx, dx.size)
 
     return _like(fill, y, dy)
 
@@ -44,7 +44,7 @@ def cast(x: Array, dtype: np.dtype[Any]) -> Array:
         out = xp.empty(laid.shape, dtype)
         kernel = "narrow" if is_half(dtype) else "widen"
         fours = in_fours(out.size, laid, out)
-        launch("elementwise", f"{kernel}{fours}", over(out.size // 4 if fours else out.size), THREADS, laid, out, out.size)
+        launch("elementwise", f"{kernel}{fours}", over(out.size, fours), THREADS, laid, out, out.size)
         return out.reshape([x.shape[axis] for axis in order])
 
     return laid_out_like(x, filled)

@@ -72,9 +72,7 @@ __device__ void gather_back(const Some* columns, Some* image, int images, int h,
                     for (int k = 0; k < how_many<Some>; ++k) sum[k] += part(said, k);
                 }
             }
-            Some all = {};
-            for (int k = 0; k < how_many<Some>; ++k) part(all, k) = sum[k];
-            image[(long long)row * length + e] = all;
+            image[(long long)row * length + e] = from_real<Some>(sum);
         }
     }
 }

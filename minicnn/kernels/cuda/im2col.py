@@ -73,7 +73,7 @@ def _gather(kernel: str, source: Array, out: Array, image_shape: tuple[int, ...]
     """
     if out.size:
         fours = in_fours(image_shape[3], source, out)
-        launch("im2col", f"{kernel}{fours}", over_rows(rows, length // 4 if fours else length), THREADS,
+        launch("im2col", f"{kernel}{fours}", over_rows(rows, length, fours), THREADS,
                source, out, *image_shape, *windows.kernel_size, *windows.stride, *windows.padding, *windows.dilation, *out_size)
 
 

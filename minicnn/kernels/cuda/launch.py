@@ -39,16 +39,21 @@ def launch(file: str, kernel: str, blocks: int | tuple[int, ...], threads: int |
     """
     _check_count(file, kernel, arguments)
     first = next(arguments[i] for i in _telling(file, kernel) if arguments[i] is not None)
-    run(array_module(first), first.dtype, file, kernel, blocks, threads, *arguments)
+    _start(array_module(first), first.dtype, file, kernel, blocks, threads, arguments)
 
 
 def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: int | tuple[int, ...],
         threads: int | tuple[int, ...], *arguments: Any) -> None:
     """The same where no argument tells the library and the type of what is stored, as with lists of addresses."""
+    _check_count(file, kernel, arguments)
+    _start(xp, stored, file, kernel, blocks, threads, arguments)
+
+
+def _start(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: int | tuple[int, ...],
+           threads: int | tuple[int, ...], arguments: tuple[Any, ...]) -> None:
     grid = blocks if isinstance(blocks, tuple) else (blocks,)
     if 0 in grid:
         return
-    _check_count(file, kernel, arguments)
     function, pointers = _started(xp, file, kernel, stored)
     ndarray = xp.ndarray
     made: list[Any] = []
@@ -68,14 +73,18 @@ def run(xp: ModuleType, stored: np.dtype[Any], file: str, kernel: str, blocks: i
     function(grid, threads if isinstance(threads, tuple) else (threads,), (*made, *values))
 
 
-def over(count: int) -> int:
-    """How many blocks a pass over so many elements takes."""
-    return min(-(-count // THREADS), MOST_BLOCKS)
+def over(count: int, fours: str = "") -> int:
+    """How many blocks a pass over so many elements takes.   fours: the kernel's ending, where it takes four at once."""
+    return min(_blocks(count, fours), MOST_BLOCKS)
 
 
-def over_rows(rows: int, length: int) -> tuple[int, int]:
+def over_rows(rows: int, length: int, fours: str = "") -> tuple[int, int]:
     """Blocks of THREADS for so many rows: one for each, and more along a row where it is long."""
-    return min(rows, MOST_ROWS), min(-(-length // THREADS), MOST_ALONG)
+    return min(rows, MOST_ROWS), min(_blocks(length, fours), MOST_ALONG)
+
+
+def _blocks(count: int, fours: str) -> int:
+    return -(-(count // 4 if fours else count) // THREADS)
 
 
 def in_runs(n: int, of_each: int, most: int) -> list[slice]:

@@ -23,9 +23,7 @@ __device__ void largest(const Some* image, Some* best, int images, int h, int w,
                         if (part(seen, k) > most[k] || part(seen, k) != part(seen, k)) most[k] = part(seen, k);
                 }
             }
-            Some found = {};
-            for (int k = 0; k < how_many<Some>; ++k) part(found, k) = most[k];
-            best[(long long)row * q * c + e] = found;
+            best[(long long)row * q * c + e] = from_real<Some>(most);
         }
     }
 }
@@ -74,9 +72,7 @@ __device__ void to_the_largest(const Some* dy, const Some* image, const Some* be
                     for (int k = 0; k < how_many<Some>; ++k)
                         if (wins[k]) sum[k] += part(given, k);
                 }
-            Some all = {};
-            for (int k = 0; k < how_many<Some>; ++k) part(all, k) = sum[k];
-            dx[(long long)row * w * c + e] = all;
+            dx[(long long)row * w * c + e] = from_real<Some>(sum);
         }
     }
 }

@@ -13,7 +13,7 @@ def max_pool2d(x: Array, windows: Windows) -> Array:
     n, h, w, c = image.shape
     y = array_module(x).empty((n, p, q, c), x.dtype)
     fours = in_fours(c, image, y)
-    launch("pooling", f"max_pool2d{fours}", over_rows(n * p, q * c // 4 if fours else q * c), THREADS,
+    launch("pooling", f"max_pool2d{fours}", over_rows(n * p, q * c, fours), THREADS,
            image, y, n, h, w, c, *_steps(windows), p, q)
     return channels_first(y)
 
@@ -24,7 +24,7 @@ def max_pool2d_grad(dy: Array, x: Array, y: Array, windows: Windows) -> Array:
     (n, h, w, c), (p, q) = image.shape, best.shape[1:3]
     dx = array_module(x).empty(image.shape, x.dtype)
     fours = in_fours(c, arriving, image, best, dx)
-    launch("pooling", f"max_pool2d_grad{fours}", over_rows(n * h, w * c // 4 if fours else w * c), THREADS,
+    launch("pooling", f"max_pool2d_grad{fours}", over_rows(n * h, w * c, fours), THREADS,
            arriving, image, best, dx, n, h, w, c, *_steps(windows), p, q)
     return channels_first(dx)
 
