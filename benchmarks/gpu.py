@@ -110,22 +110,27 @@ def whole_models(device: str, quick: bool, repeats: int, rival: Any, until: floa
                 if time.monotonic() > until:
                     raise TimeIsUp
                 with precision(how):
-                    variants = {"minicnn": ""}
-                    if device != "cpu" and task == "training step" and name != "vgg16":
-                        variants["captured"] = "captured"
-                    if device != "cpu" and how != "bf16":       # "auto" decides by a rule that is not measured
-                        variants["im2col"] = "im2col"
-                    sides = {side: lambda case=case, task=task, variant=variant:
-                             call_of(Engine(cores(), variant, device), case, task) for side, variant in variants.items()}
-                    if rival is not None:
-                        sides |= {f"PyTorch {form}": lambda case=case, task=task, form=form, how=how:
-                                  rival.prepare(case, task, form, how) for form in FORMATS}
+                    sides = sides_of(name, case, task, how, device, rival)
                     row = {"model": name, "task": task, "precision": how, "batch": case.batch,
                            **measured(sides, device, repeats, rival)}
                 print(line_of(row), flush=True)
                 if row.get("kernels"):
                     print(f"{'':24} {launches.in_words(row['kernels'])}", flush=True)
                 yield row
+
+
+def sides_of(name: str, case: Any, task: str, how: str, device: str, rival: Any) -> dict[str, Callable[[], Call]]:
+    """What prepares each side's call of a model: ours in each variant that is worth the time, PyTorch's in each format."""
+    variants = [""]
+    if device != "cpu" and task == "training step" and name != "vgg16":
+        variants.append("captured")
+    if device != "cpu" and how != "bf16":       # "auto" decides by a rule that is not measured
+        variants.append("im2col")
+    sides = {variant or "minicnn": lambda variant=variant: call_of(Engine(cores(), variant, device), case, task)
+             for variant in variants}
+    if rival is not None:
+        sides |= {f"PyTorch {form}": lambda form=form: rival.prepare(case, task, form, how) for form in FORMATS}
+    return sides
 
 
 def measured(sides: dict[str, Callable[[], Call]], device: str, repeats: int, rival: Any) -> dict[str, Any]:
@@ -337,7 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(table(newest()))
         return 0
     until = time.monotonic() + 60 * args.minutes
-    launches.library_or_end(args.device, "gpu.py")
+    launches.end_without("gpu.py", args.device)
     rival = None
     with contextlib.suppress(ImportError):
         rival = PyTorch("cuda" if args.device == "cuda" else "cpu") if not args.no_pytorch else None

@@ -115,7 +115,7 @@ def _products(*arguments: Any) -> str:
 # ---------------------------------------------------------------- the command
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    library_or_end("cuda", "launches.py")
+    end_without("launches.py", "cuda")
     task = "inference" if args.inference else "training step"
     case = cases.model(args.model, False, args.batch)[not args.inference]
     with precision(args.precision):
@@ -130,10 +130,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{1e3 * seconds:9.3f} ms {count:5}  {name}")
 
 
-def library_or_end(device: str, script: str) -> Any:
-    """The device's library; where it does not work, the script ends with a line that says why."""
+def end_without(script: str, backend: str) -> None:
+    """Where the backend does not work, the script ends with a line that says why."""
     try:
-        return library_of(device)
+        library_of(backend)
     except BackendUnavailable as error:
         raise SystemExit(f"{script}: {error}") from None
 
