@@ -15,8 +15,7 @@ from minicnn.backend import Array, array_module, device_of, library_of, to_devic
 Rest = TypeVar("Rest")
 Result = TypeVar("Result")
 
-SHARE = 0.85                    # of what would fill the memory: it is not free in one piece, and the optimiser keeps arrays, too
-PROBES = 2, 6                   # images, in two steps that tell what an image takes
+SHARE = 0.9                     # of what is free, for a step: the optimiser keeps arrays, too, and the next batch waits
 
 
 def uploaded_ahead(batches: Iterable[tuple[np.ndarray[Any, Any], Rest]], device: str) -> Iterator[tuple[Array, Rest]]:
@@ -116,7 +115,7 @@ def told_when_full(like: Array, step: Callable[[int], object], batch_size: int) 
     """Turn an error of the device's memory into one that says what to do; the process and the memory stay usable.
 
     like: an array on the device, such as a parameter; on the CPU nothing happens.
-    step: makes a step with so many images and leaves nothing behind; two small ones tell how memory grows with the batch.
+    step: makes a step with so many images and leaves nothing behind; some of them find out which batch would fit.
     Raises OutOfDeviceMemory.
     """
     try:
@@ -129,29 +128,51 @@ def told_when_full(like: Array, step: Callable[[int], object], batch_size: int) 
         traceback.clear_frames(error.__traceback__)         # they hold the step's arrays
     else:
         return
-    xp.get_default_memory_pool().free_all_blocks()
-    free, whole = xp.cuda.runtime.memGetInfo()
-    words = f"the GPU's memory is full: {said}. With nothing under way, {_size(free)} of its {_size(whole)} are free"
-    try:
-        needs = [_need(xp, step, images) for images in PROBES]
-        an_image = (needs[1] - needs[0]) / (PROBES[1] - PROBES[0])
-        fits = int(SHARE * (free - needs[0] + PROBES[0] * an_image) / an_image)
-        words += (f"; a step takes about {_size(an_image)} an image: a batch of {fits} would fit, not {batch_size}"
-                  if PROBES[0] <= fits < batch_size else f"; a batch smaller than {batch_size} takes less")
-    except (MemoryError, ZeroDivisionError):
-        words += "; not even a few images at a time fit: a smaller model or smaller images would"
-    raise OutOfDeviceMemory(words)
+    free, whole = _free_and_whole(xp)
+    fits = _fitting(xp, step, int(SHARE * free), batch_size)
+    raise OutOfDeviceMemory(
+        f"the GPU's memory is full: {said}. With nothing under way, {_size(free)} of its {_size(whole)} are free; "
+        + (f"a batch of {fits} would fit, not {batch_size}" if fits else
+           "not even a few images at a time fit: a smaller model or smaller images would"))
 
 
-def _need(xp: Any, step: Callable[[int], object], images: int) -> int:
-    """Bytes that are held at the most in a step with so many images: a pool of its own grows to just that."""
+def _fitting(xp: Any, step: Callable[[int], object], limit: int, batch_size: int) -> int:
+    """How many images fit into so many bytes, to a tenth, found by halving; 0 where not even two do.
+
+    It is tried, not computed: what is free does not lie in one piece, so a step's memory does not grow evenly with its images.
+    """
+    fits, too_many = 0, batch_size
+    while too_many > 2 and too_many - fits > max(1, fits // 10):
+        images = max(2, (fits + too_many) // 2)
+        if _fit(xp, step, images, limit):
+            fits = images
+        else:
+            too_many = images
+    return fits
+
+
+def _fit(xp: Any, step: Callable[[int], object], images: int, limit: int) -> bool:
+    """Whether a step with so many images gets by with so many bytes: in a pool of its own, which may take no more."""
     pool = xp.cuda.MemoryPool()
+    pool.set_limit(size=max(limit, 1))              # 0 would be none
     try:
         with xp.cuda.using_allocator(pool.malloc):
-            step(images)
-            return int(pool.total_bytes())
+            for _ in range(2):                      # the second begins with what the first has left, in its pieces
+                step(images)
+    except MemoryError:
+        return False
     finally:
         pool.free_all_blocks()
+    return True
+
+
+def _free_and_whole(xp: Any) -> tuple[int, int]:
+    """Bytes of the device's memory; of what CuPy may take of it, where that is less (CUPY_GPU_MEMORY_LIMIT)."""
+    pool = xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    free, whole = xp.cuda.runtime.memGetInfo()
+    limit = pool.get_limit()
+    return (min(free, limit - pool.used_bytes()), min(whole, limit)) if limit else (free, whole)
 
 
 def _size(count: float) -> str:

@@ -275,7 +275,7 @@ class Memory:
         """Count an array that owns its memory, for as long as it lives."""
         if array.base is not None or id(array) in self.known:
             return
-        if self.live + array.nbytes > self.limit:
+        if self.live + array.nbytes > self.limit or self.pool.live + array.nbytes > (self.pool.limit or self.limit):
             raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes (allocated so far: {self.live:,} bytes).")
         self.known.add(id(array))
         self.pool.change(array.nbytes)
@@ -299,7 +299,7 @@ class Pool:
     """CuPy's MemoryPool: it keeps what it was ever given, until it is told to give back what is free."""
 
     def __init__(self, memory: Memory) -> None:
-        self.memory, self.live, self.peak = memory, 0, 0
+        self.memory, self.live, self.peak, self.limit = memory, 0, 0, 0         # no limit but the device's
 
     def change(self, size: int) -> None:
         self.memory.live += size
@@ -311,6 +311,15 @@ class Pool:
 
     def total_bytes(self) -> int:
         return self.peak
+
+    def used_bytes(self) -> int:
+        return self.live
+
+    def get_limit(self) -> int:
+        return self.limit
+
+    def set_limit(self, size: int) -> None:
+        self.limit = size
 
     def free_all_blocks(self) -> None:
         self.peak = self.live

@@ -25,6 +25,12 @@ def library():
     return sys.modules["standin_with_cuda"]
 
 
+@pytest.fixture(params=[pytest.param("cushim", marks=NO_COMPILER), pytest.param("cuda", marks=pytest.mark.gpu)])
+def where(request):
+    """A device whose memory can be full, and that captures what it is asked for."""
+    return request.param
+
+
 def images(count, size=8, seed=0):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
@@ -124,26 +130,33 @@ def test_what_is_launched_in_a_step_does_not_grow_with_the_parameters(library):
 
 # ---------------------------------------------------------------- memory
 @contextlib.contextmanager
-def memory_of(library, size):
-    memory = library.get_default_memory_pool().memory
-    with mock.patch.object(memory, "limit", memory.live + size):
-        yield memory
+def little_memory(device, size):
+    """So many bytes free, and no more. Gives a function: bytes that are in use beyond those that were."""
+    pool = backend.library_of(device).get_default_memory_pool()
+    gc.collect()
+    pool.free_all_blocks()
+    before = pool.used_bytes()
+    limit = pool.get_limit()
+    pool.set_limit(size=pool.total_bytes() + size)
+    try:
+        yield lambda: pool.used_bytes() - before
+    finally:
+        pool.set_limit(size=limit)
 
 
 @pytest.mark.slow
-@NO_COMPILER
-def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(library):
+def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(where):
     sets = images(64, 16), images(4, 16)
-    trainer = Trainer(small_resnet("cushim", 16), *sets, Config(epochs=1, batch_size=64))
+    trainer = Trainer(small_resnet(where, 16), *sets, Config(epochs=1, batch_size=64))
     before = trainer.model.state_dict()
-    with memory_of(library, 12 << 20) as memory:
+    with little_memory(where, 12 << 20) as used:
         with pytest.raises(accelerator.OutOfDeviceMemory) as raised:
             trainer.fit()
         said = str(raised.value)
-        assert "Out of memory allocating" in said and "MiB are free" in said and "not 64" in said
+        assert "ut of memory allocating" in said and "MiB are free" in said and "not 64" in said
         fits = int(said.partition("a batch of ")[2].split()[0])
         assert 4 <= fits < 64
-        assert memory.live < memory.limit - (10 << 20)          # nothing of the step is held
+        assert used() < 2 << 20                                 # nothing of the step is held
         for name, p in trainer.model.named_parameters().items():
             np.testing.assert_array_equal(p.numpy(), before[name])
         smaller = Trainer(trainer.model, *sets, Config(epochs=1, batch_size=fits))
@@ -153,11 +166,25 @@ def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(
             Trainer(trainer.model, *sets, Config(epochs=1, batch_size=int(1.8 * fits))).fit()
 
 
-@NO_COMPILER
-def test_where_no_batch_fits_it_says_so(library):
-    trainer = Trainer(small_resnet("cushim", 16), images(16, 16), images(4, 16), Config(epochs=1, batch_size=16))
-    with memory_of(library, 1 << 18), pytest.raises(accelerator.OutOfDeviceMemory, match="not even a few images at a time"):
+def test_where_no_batch_fits_it_says_so(where):
+    trainer = Trainer(small_resnet(where, 16), images(16, 16), images(4, 16), Config(epochs=1, batch_size=16))
+    with little_memory(where, 1 << 18), pytest.raises(accelerator.OutOfDeviceMemory, match="not even a few images at a time"):
         trainer.fit()
+
+
+@pytest.mark.gpu
+def test_more_than_the_device_has():
+    """Here the device refuses, and no limit of CuPy's. A step takes 1 MiB an image, and what is said to fit fits."""
+    xp = backend.library_of("cuda")
+    like, (_, whole) = xp.zeros(1, np.float32), xp.cuda.runtime.memGetInfo()
+    with pytest.raises(accelerator.OutOfDeviceMemory, match=f"allocating {whole + 512:,} bytes") as raised, \
+            accelerator.told_when_full(like, lambda images: xp.empty(images << 20, np.uint8), 10**9):
+        xp.empty(whole + 1, np.uint8)
+    free = xp.cuda.runtime.memGetInfo()[0]
+    fits = int(str(raised.value).partition("a batch of ")[2].split()[0])
+    assert 0.8 * free < fits << 20 <= 0.9 * free
+    xp.empty(fits << 20, np.uint8)
+    xp.get_default_memory_pool().free_all_blocks()
 
 
 def test_the_hosts_memory_is_the_hosts():
@@ -171,12 +198,6 @@ def test_the_hosts_memory_is_the_hosts():
 
 
 # ---------------------------------------------------------------- a captured step
-@pytest.fixture(params=[pytest.param("cushim", marks=NO_COMPILER), pytest.param("cuda", marks=pytest.mark.gpu)])
-def where(request):
-    """A device that captures what it is asked for."""
-    return request.param
-
-
 def test_a_captured_step_does_the_same_again(where):
     x = backend.to_device(np.arange(6, dtype=np.float32).reshape(2, 3), where)
     total = backend.to_device(np.zeros(3, np.float32), where)

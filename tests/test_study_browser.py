@@ -74,7 +74,7 @@ def look(browser, file, width=1300, dark=False, at=""):
 
 
 def settle(page):
-    """Until two frames are drawn: a busy machine may answer a script before it handles a key, or drop one before the first frame."""
+    """Until two frames are drawn: a busy machine may answer a script before it handles a key, or drop it before the first frame."""
     page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 

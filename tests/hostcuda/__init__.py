@@ -50,6 +50,8 @@ def install() -> None:
         return
     if "cupy" in sys.modules:
         raise RuntimeError("CuPy has been imported already: its modules have found CUDA's own functions")
+    if not _version().startswith(VERSION):
+        raise RuntimeError(f"this knows CuPy {VERSION}* from inside, not {_version()}: pip install 'cupy-cuda13x==14.2.*'")
     os.environ["CUPY_ACCELERATORS"] = ""                        # no CUB, which is compiled for a device
     _load_cublas()
     runtime, driver = (importlib.import_module(f"cupy_backends.cuda.api.{name}") for name in ("runtime", "driver"))
@@ -57,9 +59,7 @@ def install() -> None:
     for module in (runtime, driver):
         for name, signature, address in ours.install(module):
             setattr(module, name, _python_function(signature, address))
-    cupy = importlib.import_module("cupy")
-    if not cupy.__version__.startswith(VERSION):
-        raise RuntimeError(f"this knows CuPy {VERSION}* from inside, not {cupy.__version__}: pip install 'cupy-cuda13x==14.2.*'")
+    importlib.import_module("cupy")
     compiler, thrust = (importlib.import_module(f"cupy.cuda.{name}") for name in ("compiler", "thrust"))
     module_type = importlib.import_module("cupy.cuda.function").Module
 
@@ -72,6 +72,13 @@ def install() -> None:
     thrust.sort, thrust.argsort = _sort, _argsort
     folders = [str(HERE / "startup"), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))      # for those that this one starts
+
+
+@functools.cache
+def _version() -> str:
+    """CuPy's, which is not imported for it."""
+    text = Path(*_path_of("cupy"), "_version.py").read_text(encoding="utf-8")
+    return re.search(r"__version__ = ['\"](.*?)['\"]", text).group(1)                   # type: ignore[union-attr]
 
 
 def _python_function(signature: str, address: int) -> Any:
@@ -87,12 +94,21 @@ def _python_function(signature: str, address: int) -> Any:
 # ---------------------------------------------------------------- what g++ makes
 def _made(name: str, text: str, *options: str) -> Path:
     """A shared object of a text in C++; one that was made before is not made again."""
-    digest = hashlib.sha256("\0".join([text, *options, sys.version]).encode()).hexdigest()[:24]
-    made = FOLDER / f"{name}-{digest}.so"
+    made = FOLDER / f"{name}-{_digest(text, *options)}.so"
     if not made.exists():
         FOLDER.mkdir(mode=0o700, exist_ok=True)
         _run_compiler([*FLAGS, "-shared", "-x", "c++", *options], text, made)
     return made
+
+
+def _digest(*texts: str) -> str:
+    """Of what goes in, and of those who make something of it: Python's headers, CuPy's, and g++."""
+    return hashlib.sha256("\0".join([*texts, sys.version, _version(), _gcc()]).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _gcc() -> str:
+    return subprocess.run([cushim.compiler() or "g++", "--version"], capture_output=True, text=True, check=True).stdout
 
 
 def _run_compiler(options: list[str], text: str, into: Path) -> None:
@@ -169,7 +185,7 @@ def _header(options: tuple[str, ...]) -> Path:
     """kernels.h, compiled once for all: g++ takes the .gch beside it."""
     parts = HERE / "kernels.h", cushim.HEADER, *sorted(HERE.glob("include/**/*.*h"))
     texts = [path.read_text(encoding="utf-8") for path in parts]
-    header = FOLDER / f"kernels-{hashlib.sha256(chr(0).join([*texts, *options]).encode()).hexdigest()[:24]}.h"
+    header = FOLDER / f"kernels-{_digest(*texts, *options)}.h"
     if not header.with_suffix(".h.gch").exists():
         header.write_text(texts[0], encoding="utf-8")
         _run_compiler([*FLAGS, *options, "-x", "c++-header"], texts[0], header.with_suffix(".h.gch"))

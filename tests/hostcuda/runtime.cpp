@@ -5,6 +5,7 @@
 // before another module has looked. Each has the signature of CuPy's own: its last argument says nothing here.
 #include <Python.h>
 #include <dlfcn.h>
+#include <malloc.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -56,7 +57,41 @@ static void later_or_now(const Order& order)
 }
 extern "C" void hostcuda_later_or_now(void (*act)(void*), void* on) { later_or_now([=] { act(on); }); }
 extern "C" intptr_t hostcuda_captured() { return recording ? captured : 0; }
-static intptr_t allocated(size_t size) { return (intptr_t)aligned_alloc(512, (size + 511) / 512 * 512); }
+
+// ---------------------------------------------------------------- memory
+static const size_t WHOLE = size_t(8) << 30;
+static size_t taken = 0;
+
+static intptr_t out_of_memory()                 // as CuPy's own exception, whose pool then gives back what is free and asks again
+{
+    PyObject* module = PyImport_ImportModule("cupy_backends.cuda.api.runtime");
+    PyObject* type = module ? PyObject_GetAttrString(module, "CUDARuntimeError") : nullptr;
+    PyObject* error = type ? PyObject_CallFunction(type, "i", 2) : nullptr;             // cudaErrorMemoryAllocation
+    if (error) PyErr_SetObject(type, error);
+    Py_XDECREF(error);
+    Py_XDECREF(type);
+    Py_XDECREF(module);
+    return 0;
+}
+static intptr_t pinned(size_t size, unsigned, int)
+{
+    void* memory = aligned_alloc(512, (size + 511) / 512 * 512);
+    return memory ? (intptr_t)memory : out_of_memory();
+}
+static intptr_t allocate(size_t size, int)
+{
+    if (size > WHOLE - taken) return out_of_memory();
+    intptr_t memory = pinned(size, 0, 0);
+    if (memory) taken += malloc_usable_size((void*)memory);
+    return memory;
+}
+static PyObject* give_back(intptr_t memory, int)
+{
+    taken -= malloc_usable_size((void*)memory);
+    std::free((void*)memory);
+    return done();
+}
+static PyObject* free_and_whole(int) { return Py_BuildValue("(nn)", Py_ssize_t(WHOLE - taken), Py_ssize_t(WHOLE)); }
 
 // ---------------------------------------------------------------- the runtime
 static int attribute(int which, int, int)
@@ -73,7 +108,7 @@ static int attribute(int which, int, int)
 static PyObject* properties(int, int)
 {
     return Py_BuildValue("{s:y,s:i,s:i,s:i,s:i,s:L}", "name", "no device", "warpSize", 512, "major", 9, "minor", 0,
-                         "multiProcessorCount", 132, "totalGlobalMem", 8LL << 30);
+                         "multiProcessorCount", 132, "totalGlobalMem", (long long)WHOLE);
 }
 static PyObject* copy(intptr_t to, intptr_t from, size_t size, int, int)
 {
@@ -190,11 +225,11 @@ static const std::map<std::string, void*> FUNCTIONS = {
     {"deviceGetAttribute", address(attribute)},
     {"getDeviceProperties", address(properties)},
     {"deviceSynchronize", address(+[](int) { return wait("cudaDeviceSynchronize"); })},
-    {"malloc", address(+[](size_t size, int) { return allocated(size); })},
-    {"free", address(+[](intptr_t memory, int) { std::free((void*)memory); return done(); })},
-    {"hostAlloc", address(+[](size_t size, unsigned, int) { return allocated(size); })},
+    {"malloc", address(allocate)},
+    {"free", address(give_back)},
+    {"hostAlloc", address(pinned)},
     {"freeHost", address(+[](intptr_t memory, int) { std::free((void*)memory); return done(); })},
-    {"memGetInfo", address(+[](int) { return Py_BuildValue("(LL)", 8LL << 30, 8LL << 30); })},
+    {"memGetInfo", address(free_and_whole)},
     {"pointerGetMemoryType", address(+[](intptr_t, int) { return 0; })},                    // of no kind that CUDA knows
     {"memcpy", address(copy)},
     {"memcpyAsync", address(copy_async)},
