@@ -26,6 +26,7 @@ import numpy as np
 
 import minicnn
 from minicnn import backend, data, export, models, train
+from minicnn.accelerator import OutOfDeviceMemory
 from minicnn.layers import MisfitError
 from minicnn.testing import table
 
@@ -676,8 +677,9 @@ def _discard_output() -> None:
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return f"out of memory{f' ({error})' if str(error) else ''}; a smaller --batch-size takes less"
+    if isinstance(error, MemoryError) and not isinstance(error, OutOfDeviceMemory):     # which says what would fit
+        why = str(error).rstrip(".")
+        return f"out of memory{f' ({why})' if why else ''}; a smaller --batch-size takes less"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     words = f"the state does not fit the model. {error.report.words(most=3)}" if isinstance(error, MisfitError) else str(error)

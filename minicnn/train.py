@@ -23,7 +23,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,7 @@ ABOUT = {"model", "model_options", "in_shape", "num_classes", "classes", "normal
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 FILES = ("config.json", "metrics.jsonl", "checkpoint.npz", "model.npz", *PICTURES)
 SCHEDULES = ("constant", "step", "cosine")
+AT_ONCE = 256                       # images in a batch of which nothing is learnt
 
 
 # ---------------------------------------------------------------- how to train
@@ -133,7 +134,7 @@ class Evaluation:
         return f"accuracy {100 * self.accuracy:.2f} % ({self.correct} of {len(self.labels)})"
 
 
-def evaluate(model: Sequential, dataset: ImageSet, normalize: Normalize, batch_size: int = 256) -> Evaluation:
+def evaluate(model: Sequential, dataset: ImageSet, normalize: Normalize, batch_size: int = AT_ONCE) -> Evaluation:
     """Run the data set through the model, at inference: neither gradients nor running statistics move."""
     _check_fits(model, dataset)
     predictions, confidences, losses = [], [], []           # stay on the model's device until all is under way
@@ -204,7 +205,7 @@ class Trainer:
         """
         try:
             while self.epoch < self.config.epochs:
-                with precision(self.config.precision), self._full():
+                with self._full(), precision(self.config.precision):
                     for inputs, labels in uploaded_ahead(self._inputs(), self.model.device):
                         with uninterrupted():           # a step is done, or it is not
                             self._train_step(inputs, labels)
@@ -213,7 +214,7 @@ class Trainer:
                             on_step(self)
                         if save and save_every and self.step % save_every == 0:
                             save(self)
-                with np.errstate(over="ignore", invalid="ignore"):
+                with self._full(), np.errstate(over="ignore", invalid="ignore"):
                     evaluation = self.evaluate()
                 with uninterrupted():
                     self._end_epoch(evaluation)
@@ -236,7 +237,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """What the model says to the held-out images now."""
-        return evaluate(self.model, self.test_set, self.normalize)
+        return evaluate(self.model, self.test_set, self.normalize, self._at_once())
 
     def _groups(self) -> list[Any]:
         """What the optimiser moves; where the body is slower, as two groups, the body's and the head's."""
@@ -253,24 +254,34 @@ class Trainer:
         """What the model reads, batch by batch, on the host."""
         return ((self.normalize(images, self.model.dtype or np.float32), labels) for images, labels in self._batches())
 
-    def _full(self) -> AbstractContextManager[None]:
-        """Says which batch would fit where a step finds the memory of a GPU full."""
-        def step(images: int) -> None:
-            state, rng = self.model.state_dict(), self.model.rng.bit_generator.state
+    def _at_once(self) -> int:
+        """How many images run through the model where nothing is learnt: no more than in a step, so that what fits there fits."""
+        return min(self.config.batch_size, AT_ONCE)
+
+    @contextmanager
+    def _full(self) -> Iterator[None]:
+        """Says which batch would fit where the memory of a GPU is full."""
+        with told_when_full(self.model.parameters()[0].data, self._try, self.config.batch_size):
             try:
-                x = array_module(p).zeros((images, *self._reads()), p.dtype)
-                ops.cross_entropy(self._logits(x), np.zeros(images, int)).backward()
-            finally:
-                self.optimizer.zero_grad()
-                self.model.load_state_dict(state)
-                self.model.rng.bit_generator.state = rng
+                yield
+            except MemoryError:
+                self._captured = None           # a graph keeps the memory of its step
+                raise
 
+    def _try(self, images: int) -> None:
+        """A step with so many images, all black, that leaves nothing behind."""
+        state, rng = self.model.state_dict(), self.model.rng.bit_generator.state
+        try:
+            with precision(self.config.precision):
+                ops.cross_entropy(self._logits(self._black(images)), np.zeros(images, int)).backward()
+        finally:
+            self.optimizer.zero_grad()
+            self.model.load_state_dict(state)
+            self.model.rng.bit_generator.state = rng
+
+    def _black(self, images: int) -> Any:
         p = self.model.parameters()[0].data
-        return told_when_full(p, step, self.config.batch_size)
-
-    def _reads(self) -> Sequence[int]:
-        """The shape of one of the inputs."""
-        return self.model.in_shape or ()
+        return array_module(p).zeros((images, *(self.model.in_shape or ())), p.dtype)
 
     def _batches(self) -> Iterator[tuple[Any, Any]]:
         config = self.config
@@ -419,7 +430,7 @@ class HeadTrainer(Trainer):
         """Of "train" or "test", computed when they are first asked for."""
         if which not in self.known:
             dataset = self.train_set if which == "train" else self.test_set
-            found = transfer.features(self.model, dataset, self.normalize)
+            found = transfer.features(self.model, dataset, self.normalize, self._at_once())
             self.known[which] = Features(found, dataset.labels, dataset.name)
         return self.known[which]
 
@@ -439,11 +450,13 @@ class HeadTrainer(Trainer):
     def _inputs(self) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
         return self._batches()
 
-    def _reads(self) -> Sequence[int]:
-        return self.head.in_shape or ()
-
     def _logits(self, inputs: Any) -> Any:
         return self.head(inputs, train=True)
+
+    def _try(self, images: int) -> None:
+        """What takes most: the layers below."""
+        with precision(self.config.precision), no_grad():
+            self.model(self._black(images))
 
 
 def trainer_of(model: Sequential, train_set: ImageSet, test_set: ImageSet, config: Config,

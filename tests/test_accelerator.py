@@ -145,9 +145,14 @@ def little_memory(device, size):
 
 
 @pytest.mark.slow
-def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(where):
-    sets = images(64, 16), images(4, 16)
-    trainer = Trainer(small_resnet(where, 16), *sets, Config(epochs=1, batch_size=64))
+@pytest.mark.parametrize("body_lr", [1.0, 0.0], ids=["all layers", "the head"])
+def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(where, body_lr):
+    """And it fits, as many held-out images as there are, too."""
+    def trainer_of(model, batch_size):
+        config = Config(epochs=1, batch_size=batch_size, body_lr=body_lr)
+        return train.trainer_of(model, images(64, 16), images(64, 16, seed=1), config)
+
+    trainer = trainer_of(small_resnet(where, 16), 64)
     before = trainer.model.state_dict()
     with little_memory(where, 12 << 20) as used:
         with pytest.raises(accelerator.OutOfDeviceMemory) as raised:
@@ -159,11 +164,11 @@ def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(
         assert used() < 2 << 20                                 # nothing of the step is held
         for name, p in trainer.model.named_parameters().items():
             np.testing.assert_array_equal(p.numpy(), before[name])
-        smaller = Trainer(trainer.model, *sets, Config(epochs=1, batch_size=fits))
+        smaller = trainer_of(trainer.model, fits)
         smaller.fit()                                       # in the same process and the same memory
         assert smaller.epoch == 1
         with pytest.raises(accelerator.OutOfDeviceMemory):  # and the estimate is no guess on the safe side
-            Trainer(trainer.model, *sets, Config(epochs=1, batch_size=int(1.8 * fits))).fit()
+            trainer_of(trainer.model, int(1.8 * fits)).fit()
 
 
 def test_where_no_batch_fits_it_says_so(where):
@@ -291,6 +296,7 @@ def test_what_happens_between_captured_steps_is_heard_of(where, between, precisi
         if between == "full":
             with np.errstate(all="ignore"), pytest.raises(accelerator.OutOfDeviceMemory), trainer._full():
                 raise MemoryError("full")
+            assert trainer._captured is None                # and its memory with it
 
     histories = []
     for graph in (False, True):
