@@ -145,8 +145,9 @@ def evaluate(model: Sequential, dataset: ImageSet, normalize: Normalize, batch_s
             predictions.append(probabilities.argmax(axis=1))
             confidences.append(probabilities.max(axis=1))
             losses.append(ops.cross_entropy(logits, labels).data * len(labels))
-    return Evaluation(dataset.labels, np.concatenate([to_numpy(p) for p in predictions]).astype(np.int64),
-                      np.concatenate([to_numpy(c) for c in confidences]), sum(float(loss) for loss in losses) / len(dataset))
+    xp = array_module(predictions[0])
+    return Evaluation(dataset.labels, to_numpy(xp.concatenate(predictions)).astype(np.int64), to_numpy(xp.concatenate(confidences)),
+                      float(to_numpy(xp.stack(losses)).sum(dtype=np.float64)) / len(dataset))
 
 
 def predict(model: Sequential, images: np.ndarray[Any, Any], normalize: Normalize) -> np.ndarray[Any, Any]:
