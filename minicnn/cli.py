@@ -179,7 +179,7 @@ class Progress:
 
 def _eval(run: str | None = None, weights: str | None = None, source: str | None = None, root: str | None = None,
           model: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
-          image_size: tuple[int, ...] | None = None, skip_bad: bool = False, whole: bool = False, batch_size: int = 256,
+          image_size: tuple[int, ...] | None = None, skip_bad: bool = False, whole: bool = False, batch_size: int = train.AT_ONCE,
           device: str = "auto", as_json: bool = False) -> None:
     normalize = _normalize(mean, std)
     if model is None and (image_size is not None or skip_bad):
@@ -451,7 +451,7 @@ def _parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--image-size", type=_sizes("H,W"), metavar="H,W", help="with --model: resize and crop the images of a folder")
     add("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="with --model: leave out files of a folder that are no "
         "images or damaged, and say which")
-    add("--batch-size", type=_count, metavar="N", help="images at a time; 256")
+    add("--batch-size", type=_count, metavar="N", help=f"images at a time; {train.AT_ONCE}")
 
     add = command(_predict, "say what is on an image: the likeliest classes, with their probabilities").add_argument
     add("images", nargs="+", metavar="IMAGE")

@@ -130,9 +130,9 @@ def test_what_is_launched_in_a_step_does_not_grow_with_the_parameters(library):
 
 # ---------------------------------------------------------------- memory
 @contextlib.contextmanager
-def little_memory(device, size):
-    """So many bytes free, and no more. Gives a function: bytes that are in use beyond those that were."""
-    pool = backend.library_of(device).get_default_memory_pool()
+def little_memory(trainer, size):
+    """So many bytes free beside a trainer, and no more. Gives a function: bytes that are in use beyond those that were."""
+    pool = backend.array_module(trainer.model.parameters()[0].data).get_default_memory_pool()
     gc.collect()
     pool.free_all_blocks()
     before = pool.used_bytes()
@@ -154,11 +154,11 @@ def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(
 
     trainer = trainer_of(small_resnet(where, 16), 64)
     before = trainer.model.state_dict()
-    with little_memory(where, 12 << 20) as used:
+    with little_memory(trainer, 12 << 20) as used:
         with pytest.raises(accelerator.OutOfDeviceMemory) as raised:
             trainer.fit()
         said = str(raised.value)
-        assert "ut of memory allocating" in said and "MiB are free" in said and "not 64" in said
+        assert "Out of memory allocating" in said and "MiB are free" in said and "not 64" in said
         fits = int(said.partition("a batch of ")[2].split()[0])
         assert 4 <= fits < 64
         assert used() < 2 << 20                                 # nothing of the step is held
@@ -173,15 +173,16 @@ def test_full_memory_says_what_was_asked_what_is_free_and_which_batch_would_fit(
 
 def test_where_no_batch_fits_it_says_so(where):
     trainer = Trainer(small_resnet(where, 16), images(16, 16), images(4, 16), Config(epochs=1, batch_size=16))
-    with little_memory(where, 1 << 18), pytest.raises(accelerator.OutOfDeviceMemory, match="not even a few images at a time"):
+    with little_memory(trainer, 1 << 18), pytest.raises(accelerator.OutOfDeviceMemory, match="not even a few images at a time"):
         trainer.fit()
 
 
 @pytest.mark.gpu
 def test_more_than_the_device_has():
     """Here the device refuses, and no limit of CuPy's. A step takes 1 MiB an image, and what is said to fit fits."""
-    xp = backend.library_of("cuda")
-    like, (_, whole) = xp.zeros(1, np.float32), xp.cuda.runtime.memGetInfo()
+    like = backend.to_device(np.zeros(1, np.float32), "cuda")
+    xp = backend.array_module(like)
+    _, whole = xp.cuda.runtime.memGetInfo()
     with pytest.raises(accelerator.OutOfDeviceMemory, match=f"allocating {whole + 512:,} bytes") as raised, \
             accelerator.told_when_full(like, lambda images: xp.empty(images << 20, np.uint8), 10**9):
         xp.empty(whole + 1, np.uint8)

@@ -73,15 +73,15 @@ static intptr_t out_of_memory()                 // as CuPy's own exception, whos
     Py_XDECREF(module);
     return 0;
 }
-static intptr_t pinned(size_t size, unsigned, int)
+static intptr_t allocated(size_t size)
 {
     void* memory = aligned_alloc(512, (size + 511) / 512 * 512);
     return memory ? (intptr_t)memory : out_of_memory();
 }
-static intptr_t allocate(size_t size, int)
+static intptr_t take(size_t size, int)
 {
     if (size > WHOLE - taken) return out_of_memory();
-    intptr_t memory = pinned(size, 0, 0);
+    intptr_t memory = allocated(size);
     if (memory) taken += malloc_usable_size((void*)memory);
     return memory;
 }
@@ -225,9 +225,9 @@ static const std::map<std::string, void*> FUNCTIONS = {
     {"deviceGetAttribute", address(attribute)},
     {"getDeviceProperties", address(properties)},
     {"deviceSynchronize", address(+[](int) { return wait("cudaDeviceSynchronize"); })},
-    {"malloc", address(allocate)},
+    {"malloc", address(take)},
     {"free", address(give_back)},
-    {"hostAlloc", address(pinned)},
+    {"hostAlloc", address(+[](size_t size, unsigned, int) { return allocated(size); })},
     {"freeHost", address(+[](intptr_t memory, int) { std::free((void*)memory); return done(); })},
     {"memGetInfo", address(free_and_whole)},
     {"pointerGetMemoryType", address(+[](intptr_t, int) { return 0; })},                    // of no kind that CUDA knows
